@@ -1,0 +1,19 @@
+"""Errors for people: what is wrong, where, and what to do. `main` turns them into one line and an exit code."""
+
+
+class UserError(Exception):
+    """The request cannot be met as asked: a typing error, a missing file, a value out of range. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(Exception):
+    """The request was fine and the work failed: unreadable input, a damaged cache, a diverged run. Exit code 1."""
+
+    exit_code = 1
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises `UserError(message)` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,96 @@
+"""Paths that may be local or in an object store (gs://, s3://), through etils.epath on fsspec.
+
+Nothing here renames or appends on an object store: a file is written whole, under its final name, and a stage is
+complete when its marker file exists, which is written last.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from typing import Any
+
+os.environ.setdefault("EPATH_USE_TF", "false")  # object stores through fsspec: TensorFlow stays off training hosts
+
+from etils import epath  # noqa: E402 (the variable above is read when epath first opens a remote path)
+
+from pretrain.core.errors import RunError, UserError  # noqa: E402
+
+Path = epath.Path
+
+
+def is_remote(path: os.PathLike | str) -> bool:
+    """True for object-store paths, which have no rename, append or memory mapping."""
+    return "://" in os.fspath(path)
+
+
+def write_text(path: os.PathLike | str, text: str) -> None:
+    """Writes a whole file; on a local disk through a temporary file, so that readers never see half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: os.PathLike | str, data: bytes) -> None:
+    """As `write_text`, for bytes. Creates parent folders."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+
+
+def write_json(path: os.PathLike | str, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: os.PathLike | str) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file does not exist.
+        RunError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
+        ) from error
+
+
+def local_copy(path: os.PathLike | str) -> str:
+    """A local file with the content of `path`: itself when local, otherwise a copy in a per-user cache folder.
+
+    For libraries that need a real file (ArrayRecord, SentencePiece). The copy is keyed by path, size and modification
+    time, and downloaded again when those change.
+    """
+    if not is_remote(path):
+        return os.fspath(path)
+    path = Path(path)
+    stat = path.stat()
+    key = hashlib.blake2b(f"{path}|{stat.length}|{stat.mtime}".encode(), digest_size=12).hexdigest()
+    folder = os.path.join(tempfile.gettempdir(), f"pretrain-{os.getuid()}", key)
+    target = os.path.join(folder, path.name)
+    if not os.path.exists(target):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        write_bytes(target, path.read_bytes())
+    return target
+
+
+def fingerprint(value: Any, *, length: int = 16) -> str:
+    """A short hex digest of a JSON-serialisable value; equal values give equal digests on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=length // 2).hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

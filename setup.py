@@ -1,0 +1,66 @@
+"""Packaging: a small core that trains anywhere, and extras for data work, accelerators and development."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "array_record>=0.8",
+    "absl-py",
+    "gin-config",
+    "numpy",
+    "etils[epath]",  # one path type for local disks and object stores
+    "tqdm",
+    "matplotlib",
+    "tensorboardX",  # writes TensorBoard events without TensorFlow
+    # sentencepiece 0.2.2 and later generate code for protobuf 7; TensorFlow and Beam are on 6.
+    "sentencepiece<0.2.2",
+]
+DATA = [
+    "seqio",  # brings tensorflow through tensorflow-text; naming tensorflow-cpu as well would install both
+    "tensorflow-datasets",
+    "apache-beam",
+    "pyarrow",
+    "xxhash",
+    "zstandard",
+]
+GCS = ["gcsfs"]
+DEV = ["pytest", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator"]
+INTEROP = ["safetensors"]
+
+setup(
+    name="pretrain",
+    version="0.1.0",
+    description="Self-supervised pretraining in JAX: from raw corpora to a foundation model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["pretrain", "pretrain.*"]),
+        "pretrain.gin_configs",
+        "pretrain.data_recipes",
+    ],
+    package_dir={
+        "pretrain": "pretrain",
+        "pretrain.gin_configs": "gin_configs",
+        "pretrain.data_recipes": "data_recipes",
+    },
+    package_data={"pretrain.gin_configs": ["**/*.gin"], "pretrain.data_recipes": ["**/*.gin"]},
+    install_requires=CORE,
+    extras_require={
+        "data": DATA,
+        "gcs": GCS,
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "interop": INTEROP,
+        "dev": DEV,
+        "all": [*DATA, *GCS, *INTEROP, *DEV],
+    },
+    entry_points={"console_scripts": ["pretrain = pretrain.main:run"]},
+)
