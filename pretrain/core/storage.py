@@ -12,9 +12,9 @@ from typing import Any
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # object stores through fsspec: TensorFlow stays off training hosts
 
-from etils import epath  # noqa: E402 (the variable above is read when epath first opens a remote path)
+from etils import epath
 
-from pretrain.core.errors import RunError, UserError  # noqa: E402
+from pretrain.core.errors import RunError, UserError
 
 Path = epath.Path
 

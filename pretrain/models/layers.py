@@ -1,0 +1,99 @@
+"""The small parts of a Transformer: parameters with logical axes, projections, norms, rotary positions."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.models.config import TransformerConfig
+
+Axes = tuple[str | None, ...]
+
+
+def compute_dtype(config: TransformerConfig) -> jnp.dtype:
+    """The dtype of matrix products: as configured; "auto" is bfloat16 on TPU and GPU, float32 on CPU."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def param(value: jax.Array, axes: Axes) -> nnx.Param:
+    """A parameter with the logical names of its axes, which `sharding.rules` lays out."""
+    assert value.ndim == len(axes), (value.shape, axes)
+    return nnx.Param(value, logical_axes=axes)
+
+
+class Projection(nnx.Module):
+    """A linear map over the last `inputs` dimensions: [..., *in] -> [..., *out], as one matrix product.
+
+    Args:
+        shape_in, shape_out: dimensions contracted and produced, e.g. (embed,) -> (heads, head_dim).
+        axes: logical axes of the kernel, inputs first.
+        scale: standard deviation of the initial kernel; None = 1/sqrt(product of shape_in).
+    """
+
+    def __init__(
+        self,
+        shape_in: tuple[int, ...],
+        shape_out: tuple[int, ...],
+        axes: Axes,
+        config: TransformerConfig,
+        *,
+        rngs: nnx.Rngs,
+        scale: float | None = None,
+    ):
+        self.inputs, self.dtype = len(shape_in), compute_dtype(config)
+        scale = 1 / math.sqrt(math.prod(shape_in)) if scale is None else scale
+        shape = (*shape_in, *shape_out)
+        self.kernel = param(scale * jax.random.normal(rngs.params(), shape, config.param_dtype), axes)
+        self.bias = param(jnp.zeros(shape_out, config.param_dtype), axes[self.inputs :]) if config.use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        lead = tuple(range(x.ndim - self.inputs, x.ndim))
+        contract = (lead, tuple(range(self.inputs)))
+        y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), (contract, ((), ())))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Norm(nnx.Module):
+    """RMSNorm or LayerNorm over the last axis, computed in float32."""
+
+    def __init__(self, size: int, config: TransformerConfig, axis: str | None = "norm", kind: str | None = None):
+        self.kind, self.epsilon = kind or config.norm, config.norm_epsilon
+        self.scale = param(jnp.ones(size, config.param_dtype), (axis,))
+        has_bias = self.kind == "layernorm" and config.use_bias
+        self.bias = param(jnp.zeros(size, config.param_dtype), (axis,)) if has_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
+        y = y * self.scale[...].astype(jnp.float32)
+        y = y if self.bias is None else y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+def rotary_tables(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of rotary positions (Su et al. 2021), each [batch, length, head_dim / 2], float32."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BL[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BLHQ: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates pairs (i, i + head_dim / 2) of each head by its position's angle."""
+    cos, sin = (t[:, :, None, :] for t in tables)
+    left, right = jnp.split(x_BLHQ.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_BLHQ.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}

@@ -1,0 +1,30 @@
+"""The feed-forward sub-layer: two matrices, or three with a gate (Shazeer 2020, "GLU variants improve Transformer")."""
+
+import math
+
+import jax
+from flax import nnx
+
+from pretrain.models.config import TransformerConfig
+from pretrain.models.layers import ACTIVATIONS, Projection
+from pretrain.sharding.rules import constrain
+
+
+class Mlp(nnx.Module):
+    """[batch, length, embed] -> [batch, length, embed]."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        embed, mlp, scale = config.embed_dim, config.mlp_dim, config.init_scale
+        self.up = Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale)
+        self.gate = (
+            Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale) if config.is_gated else None
+        )
+        out_scale = (scale or 1 / math.sqrt(mlp)) / math.sqrt(2 * config.num_layers)
+        self.down = Projection((mlp,), (embed,), ("mlp", "embed"), config, rngs=rngs, scale=out_scale)
+        self.activation = config.activation
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        activate = ACTIVATIONS[self.activation]
+        up_BLF = self.up(x_BLD)
+        hidden_BLF = activate(up_BLF) if self.gate is None else activate(self.gate(x_BLD)) * up_BLF
+        return self.down(constrain(hidden_BLF, "batch", "length", "activation_mlp"))

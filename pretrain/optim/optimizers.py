@@ -1,0 +1,64 @@
+"""Optimizers from optax, with clipping by global norm and weight decay on matrices only."""
+
+import dataclasses
+from typing import Any, Literal
+
+import gin
+import jax
+import optax
+
+from pretrain.core.errors import check
+from pretrain.optim.schedules import Schedule
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Hyperparameters of the optimizer.
+
+    Attributes:
+        kind: "adamw" (Loshchilov and Hutter 2019).
+        b1, b2, epsilon: Adam's decay rates and denominator offset.
+        weight_decay: decoupled decay times the learning rate, on parameters of two or more logical axes.
+        clip_norm: largest global gradient norm; None turns clipping off (Pascanu et al. 2013).
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        check(self.kind == "adamw", f"Optimizer.kind must be adamw, got {self.kind!r}")
+        for name in ("b1", "b2"):
+            check(0 <= getattr(self, name) < 1, f"Optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
+        check(self.epsilon > 0, f"Optimizer.epsilon must be > 0, got {self.epsilon}")
+        check(self.weight_decay >= 0, f"Optimizer.weight_decay must be >= 0, got {self.weight_decay}")
+        check(self.clip_norm is None or self.clip_norm > 0, f"Optimizer.clip_norm must be > 0, got {self.clip_norm}")
+
+
+def is_matrix(axes: tuple[str | None, ...]) -> bool:
+    """Whether a parameter with these logical axes is decayed: not norms, not biases."""
+    return len([axis for axis in axes if axis != "layers"]) >= 2
+
+
+def build_optimizer(config: Optimizer, schedule: Schedule, total_steps: int, logical_axes: Any):
+    """The gradient transformation and its learning-rate function.
+
+    Args:
+        config, schedule: hyperparameters.
+        total_steps: length of the run, for the schedule.
+        logical_axes: tree of axis names of the parameters, which decides what is decayed.
+    """
+    learning_rate = schedule.build(total_steps)
+    decayed = jax.tree.map(is_matrix, logical_axes, is_leaf=lambda node: isinstance(node, tuple))
+    transforms = [
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+    if config.clip_norm is not None:
+        transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*transforms), learning_rate

@@ -1,0 +1,85 @@
+"""The one table from logical axes (what a dimension means) to mesh axes (where it is laid out).
+
+Models and objectives name dimensions; only this file knows the mesh. Changing the parallelism is a gin binding of
+`MeshConfig`, never a change of a model. The idea is t5x's logical axis rules, kept to one small table.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "stage", "context", "expert", "tensor")
+
+# logical axis -> mesh axes it is split over, in order. Names that are not here are replicated.
+RULES: Mapping[str, tuple[str, ...]] = {
+    # batches and activations
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
+    "activation_heads": ("tensor",),
+    "activation_kv_heads": ("tensor",),
+    "activation_mlp": ("tensor",),
+    "activation_vocab": ("tensor",),
+    # parameters
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "experts": ("expert",),
+    "layers": ("stage",),
+}
+
+
+def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of an array with these logical axes.
+
+    A mesh axis is used once per array, in the order of dimensions, and only where it divides the dimension; what
+    cannot be split is replicated.
+    """
+    used: set[str] = set()
+    entries = []
+    for axis, dimension in zip(axes, shape, strict=True):
+        chosen, remaining = [], dimension
+        for mesh_axis in RULES.get(axis, ()) if axis else ():
+            ways = mesh.shape[mesh_axis]
+            if mesh_axis not in used and ways > 1 and remaining % ways == 0:
+                chosen.append(mesh_axis)
+                used.add(mesh_axis)
+                remaining //= ways
+        entries.append(tuple(chosen) if len(chosen) > 1 else chosen[0] if chosen else None)
+    return PartitionSpec(*entries)
+
+
+def named_sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """`partition_spec` on a mesh."""
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Asks the compiler to lay an activation out by its logical axes; does nothing outside a mesh or on one device."""
+    mesh = _current_mesh.mesh
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh))
+
+
+class _CurrentMesh:
+    mesh: Mesh | None = None
+
+
+_current_mesh = _CurrentMesh()
+
+
+class use_mesh:
+    """`with use_mesh(mesh):` makes `constrain` lay activations out on `mesh` while a function is traced."""
+
+    def __init__(self, mesh: Mesh | None):
+        self._mesh = mesh
+
+    def __enter__(self) -> Mesh | None:
+        self._previous, _current_mesh.mesh = _current_mesh.mesh, self._mesh
+        return self._mesh
+
+    def __exit__(self, *_) -> None:
+        _current_mesh.mesh = self._previous
