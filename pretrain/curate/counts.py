@@ -1,0 +1,111 @@
+"""The books of a run: documents and bytes by source, in and out of each stage, and the check that they balance.
+
+Plain nested dictionaries of integers, so that tasks can return them as JSON and a sum over tasks is the total.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pretrain.core.errors import RunError
+from pretrain.curate.documents import text_bytes
+
+
+def add(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Adds the numbers of `part` to those of `total`, at every depth, in place."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
+    return total
+
+
+def of_documents(documents: pa.Table) -> dict[str, dict[str, int]]:
+    """{source: {"documents", "bytes"}} of a table of schema `DOCUMENTS`."""
+    table = pa.table({"source": documents["source"], "bytes": text_bytes(documents)})
+    return _by(table, ["source"])
+
+
+def of_rejected(rejected: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
+    """{source: {rule: {"documents", "bytes"}}} of a table of schema `REJECTED`."""
+    counts: dict[str, Any] = {}
+    for row in rejected.group_by(["source", "rule"]).aggregate([("bytes", "sum"), ([], "count_all")]).to_pylist():
+        numbers = {"documents": row["count_all"], "bytes": row["bytes_sum"]}
+        counts.setdefault(row["source"], {})[row["rule"]] = numbers
+    return counts
+
+
+def of_edits(edits: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
+    """{source: {rule: {"edits", "bytes"}}} of a table of schema `EDITS`."""
+    counts: dict[str, Any] = {}
+    for row in edits.group_by(["source", "rule"]).aggregate([("bytes", "sum"), ([], "count_all")]).to_pylist():
+        counts.setdefault(row["source"], {})[row["rule"]] = {"edits": row["count_all"], "bytes": row["bytes_sum"]}
+    return counts
+
+
+def of_lengths(documents: pa.Table) -> dict[str, dict[str, int]]:
+    """{source: {bin: documents}}: bin b holds texts of 2**b … 2**(b+1) - 1 bytes, empty ones are in bin 0."""
+    table = pa.table(
+        {
+            "source": documents["source"],
+            "bin": pa.array(np.log2(np.maximum(text_bytes_numpy(documents), 1)).astype(np.int64)),
+        }
+    )
+    counts: dict[str, Any] = {}
+    for row in table.group_by(["source", "bin"]).aggregate([([], "count_all")]).to_pylist():
+        counts.setdefault(row["source"], {})[str(row["bin"])] = row["count_all"]
+    return counts
+
+
+def text_bytes_numpy(documents: pa.Table) -> np.ndarray:
+    """`text_bytes` as a numpy array."""
+    return text_bytes(documents).to_numpy()
+
+
+def stage_counts(documents_in: pa.Table, documents_out: pa.Table, rejected: pa.Table, edits: pa.Table) -> dict:
+    """{"in", "out", "rejected", "edited"} of one stage, each by source."""
+    return {
+        "in": of_documents(documents_in),
+        "out": of_documents(documents_out),
+        "rejected": of_rejected(rejected),
+        "edited": of_edits(edits),
+    }
+
+
+def total(counts: dict[str, Any], key: str) -> int:
+    """The sum of all numbers called `key`, at every depth."""
+    return sum(
+        total(value, key) if isinstance(value, dict) else (value if name == key else 0)
+        for name, value in counts.items()
+    )
+
+
+def check_balance(read: dict[str, Any], kept: dict[str, Any], stages: dict[str, Any]) -> None:
+    """Checks that documents kept + rejected = read and bytes kept + rejected + edited out = read, by source.
+
+    Args:
+        read: {source: {"documents", "bytes"}}, as counted when records left the readers.
+        kept: the same, as counted when documents were written.
+        stages: {stage: {"rejected": …, "edited": …}}, as `stage_counts` gives them.
+
+    Raises:
+        RunError: they do not balance, which is an error of this program.
+    """
+    for source in sorted(set(read) | set(kept)):
+        rejected = [stage["rejected"].get(source, {}) for stage in stages.values()]
+        edited = [stage["edited"].get(source, {}) for stage in stages.values()]
+        for unit in ("documents", "bytes"):
+            expected = total({source: read.get(source, {})}, unit)
+            found = total({source: kept.get(source, {})}, unit) + sum(total(part, unit) for part in rejected + edited)
+            if expected != found:
+                raise RunError(
+                    f"the books do not balance for {source}: {expected:,} {unit} read, {found:,} kept, rejected or "
+                    "edited out; please report this, with the recipe"
+                )
+
+
+def _by(table: pa.Table, keys: list[str]) -> dict[str, dict[str, int]]:
+    rows = table.group_by(keys).aggregate([("bytes", "sum"), ([], "count_all")]).to_pylist()
+    return {row[keys[0]]: {"documents": row["count_all"], "bytes": row["bytes_sum"]} for row in rows}

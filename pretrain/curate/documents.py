@@ -1,0 +1,108 @@
+"""What curation reads and writes: the Arrow schemas of documents, rejects and edits, and document ids.
+
+The text column is a large string, so that no shard can outgrow 32-bit offsets. Bytes are always UTF-8 bytes of text.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+DOCUMENTS = pa.schema(
+    {
+        "id": pa.string(),
+        "source": pa.string(),
+        "split": pa.string(),  # "train" or "validation"
+        "text": pa.large_string(),
+        "origin": pa.string(),  # path or URL, with ":offset" where there is one
+        "metadata": pa.string(),  # a JSON object
+    }
+)
+
+REJECTED = pa.schema(
+    {
+        "id": pa.string(),
+        "source": pa.string(),
+        "stage": pa.string(),
+        "rule": pa.string(),
+        "value": pa.float64(),
+        "threshold": pa.float64(),
+        "duplicate_of": pa.string(),
+        "excerpt": pa.string(),
+        "origin": pa.string(),
+        "bytes": pa.int64(),  # of the text as it was when rejected
+    }
+)
+
+EDITS = pa.schema(
+    {
+        "id": pa.string(),
+        "source": pa.string(),
+        "stage": pa.string(),
+        "rule": pa.string(),
+        "span": pa.struct({"start": pa.int64(), "end": pa.int64()}),  # characters of the text the stage was given
+        "bytes": pa.int64(),  # taken out, less what was put in its place
+    }
+)
+
+EXCERPT_CHARACTERS = 200
+
+
+class Record(NamedTuple):
+    """One document as a reader finds it.
+
+    Attributes:
+        text: its text.
+        origin: path or URL, with ":offset" where there is one.
+        id: the record's own id; None derives one from source and origin.
+        source: source name; None takes the name of the input.
+        group: documents of one group fall on the same side of the train/validation split; None takes the id.
+        metadata: a JSON object as a string.
+    """
+
+    text: str
+    origin: str
+    id: str | None = None
+    source: str | None = None
+    group: str | None = None
+    metadata: str = "{}"
+
+
+class Unreadable(NamedTuple):
+    """A record or file that no document could be made of.
+
+    Attributes:
+        origin: path or URL, with ":offset" where there is one.
+        problem: what is wrong with it, in words.
+        content: the first bytes of it, for the excerpt.
+        size: bytes that were not read into a document; 0 where nobody can know.
+        source: as in `Record`.
+    """
+
+    origin: str
+    problem: str
+    content: bytes = b""
+    size: int = 0
+    source: str | None = None
+
+
+def document_id(source: str, origin: str) -> str:
+    """A stable id for a record that has none: 32 hex digits of source and origin."""
+    return hashlib.blake2b(f"{source}\n{origin}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def shard_of(id_: str, shards: int) -> int:
+    """The output shard of a document: a hash of its id, so that it does not depend on the input's order or files."""
+    return xxhash.xxh3_64_intdigest(id_.encode()) % shards
+
+
+def text_bytes(documents: pa.Table | pa.RecordBatch) -> pa.Array:
+    """UTF-8 bytes of each document's text, int64."""
+    return pc.cast(pc.binary_length(documents["text"]), pa.int64())
+
+
+def excerpt(texts: pa.Array) -> pa.Array:
+    """The first characters of each text, as a string array."""
+    return pc.cast(pc.utf8_slice_codeunits(texts, 0, EXCERPT_CHARACTERS), pa.string())

@@ -1,0 +1,140 @@
+"""Runs tasks in worker processes, skips those that an earlier run finished, and shows how far the work is.
+
+Each task writes its result file last; the file's presence is what makes the task done. Workers are spawned, so they
+share nothing with the parent, and they end when the parent dies, however it dies.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+from pretrain.core import storage
+from pretrain.core.errors import RunError, check
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Task(NamedTuple):
+    """One unit of work: `function(*arguments)` returns a JSON-serialisable summary, kept at `result`.
+
+    The summary's "documents", if there, are what progress counts.
+    """
+
+    function: Callable[..., dict]
+    arguments: tuple[Any, ...]
+    result: str
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """A pool of `count` worker processes, started when first needed; one worker is this process itself."""
+
+    def __init__(self, count: int | None = None):
+        check(count is None or count >= 1, f"--workers must be at least 1, not {count}")
+        self.count = count or available_cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, label: str, tasks: Sequence[Task]) -> list[dict]:
+        """The summaries of all tasks, in their order, running those that have none yet.
+
+        Raises:
+            RunError: a worker process died.
+        """
+        pending = [task for task in tasks if not os.path.exists(task.result)]
+        with Progress(label, len(tasks), len(tasks) - len(pending)) as progress:
+            if self.count == 1 or len(pending) <= 1:
+                for task in pending:
+                    progress.advance(_run_task(task))
+            else:
+                self._run_in_pool(pending, progress)
+        return [storage.read_json(task.result) for task in tasks]
+
+    def _run_in_pool(self, pending: list[Task], progress: "Progress") -> None:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=_end_with_parent)
+        try:
+            for future in as_completed([self._pool.submit(_run_task, task) for task in pending]):
+                progress.advance(future.result())
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process died, most often for want of memory; run the same command again to go on "
+                "where it stopped, with fewer --workers or more Recipe.shards"
+            ) from error
+
+
+def _run_task(task: Task) -> dict:
+    summary = task.function(*task.arguments)
+    storage.write_json(task.result, summary)
+    return summary
+
+
+def _end_with_parent() -> None:
+    """Makes this worker exit when its parent is gone; a pool's workers would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Progress:
+    """A progress bar with documents/s on a terminal, a plain line now and then elsewhere; on standard error."""
+
+    def __init__(self, label: str, total: int, done: int):
+        self._label, self._total, self._done = label, total, done
+        self._documents, self._started, self._shown = 0, time.monotonic(), time.monotonic()
+        self._bar = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, initial=self._done, desc=self._label, unit="task", leave=False)
+        return self
+
+    def advance(self, summary: dict) -> None:
+        """Counts one finished task."""
+        self._done += 1
+        self._documents += summary.get("documents", 0)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._rate(), refresh=False)
+            self._bar.update()
+        elif time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
+            self._show()
+
+    def __exit__(self, exception_type, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if exception_type is None:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        print(f"{self._label}: {self._done}/{self._total} tasks, {self._rate()}", file=sys.stderr, flush=True)
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        return f"{self._documents:,} documents, {self._documents / seconds:,.0f} documents/s"
