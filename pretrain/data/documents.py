@@ -1,0 +1,33 @@
+"""Whole documents of a cache, for evaluation: the text as curated, and its tokens as stored."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from pretrain.core import storage
+from pretrain.data.cache import read_documents, read_info
+from pretrain.data.records import Feature, Shards, little_endian
+
+RECORDS_AT_ONCE = 1024
+
+
+def stored_tokens(cache_dir: os.PathLike | str, split: str) -> Iterator[np.ndarray]:
+    """Token ids of each document of a split, its end token included, int32, in the cache's order."""
+    info = read_info(cache_dir)
+    dtype = little_endian(Feature.from_json(info["features"][0]).dtype)
+    for source, splits in info["sources"].items():
+        if split in splits:
+            shards = Shards(storage.Path(cache_dir) / source / split, splits[split]["shards"])
+            for start in range(0, len(shards), RECORDS_AT_ONCE):
+                for record in shards.read(np.arange(start, min(start + RECORDS_AT_ONCE, len(shards)))):
+                    yield np.frombuffer(record, dtype).astype(np.int32)
+
+
+def curated_texts(corpus_dir: os.PathLike | str, split: str) -> Iterator[str]:
+    """The text of each document of a split of a curated corpus."""
+    for path in sorted((storage.Path(corpus_dir) / "documents").iterdir()):
+        if path.name.endswith(".parquet"):
+            for _, document_split, _, texts in read_documents(path):
+                if document_split == split:
+                    yield from texts
