@@ -108,9 +108,9 @@ def funnel(sheet: dict[str, Any]) -> list[tuple]:
         rows.append((source, "read", numbers["read"]["documents"], numbers["read"]["bytes"]))
         for stage in numbers["stages"]:
             for rule, part in sorted(stage["rejected"].items()):
-                rows.append((source, f"– {stage['stage']}: {rule}", part["documents"], part["bytes"]))
+                rows.append((source, f"less {stage['stage']}: {rule}", part["documents"], part["bytes"]))
             for rule, part in sorted(stage["edited"].items()):
-                rows.append((source, f"– {stage['stage']}: {rule} ({part['edits']:,} edits)", 0, part["bytes"]))
+                rows.append((source, f"less {stage['stage']}: {rule} ({part['edits']:,} edits)", 0, part["bytes"]))
         for key in ("kept", "train", "validation"):
             rows.append((source, key, numbers[key]["documents"], numbers[key]["bytes"]))
     return rows

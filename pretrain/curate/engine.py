@@ -8,6 +8,8 @@
 The output depends on documents and recipe only: not on workers, on the order of files or on interruptions.
 """
 
+import shutil
+
 from pretrain.core.errors import RunError
 from pretrain.curate import counts
 from pretrain.curate.inputs import InputFile, batch_files
@@ -34,7 +36,7 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
             for index, group in enumerate(groups)
         ]
         summaries = pool.run("curate: read", tasks)
-        _check_readable(summaries, max_unreadable)
+        _check_readable(plan, summaries, max_unreadable)
         total: dict = {"read": {}, "stages": {}, "examples_kept": [], "examples_dropped": []}
         for summary in summaries:
             counts.add(total["read"], summary["read"])
@@ -67,11 +69,12 @@ def _run_phase(plan: Plan, number: int, readers: int, pool: Workers, total: dict
         pool.run(f"curate: {name}, decisions", [Task(decide_task, (plan, number), plan.path(number, "decisions.json"))])
 
 
-def _check_readable(summaries: list[dict], max_unreadable: float) -> None:
+def _check_readable(plan: Plan, summaries: list[dict], max_unreadable: float) -> None:
     documents = sum(summary["documents"] for summary in summaries)
     unreadable = sum(summary["unreadable"] for summary in summaries)
     if unreadable <= max_unreadable * documents:
         return
+    shutil.rmtree(plan.work)  # files may be repaired without changing their size: read them again next time
     problems = [problem for summary in summaries for problem in summary["problems"]]
     listed = "".join(f"\n  {problem}" for problem in problems[:PROBLEMS])
     more = f"\n  and {unreadable - PROBLEMS:,} more" if unreadable > PROBLEMS else ""

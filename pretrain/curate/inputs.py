@@ -65,7 +65,7 @@ def find_files(pattern: str, source: str) -> tuple[list[InputFile], Counter]:
         filesystem, root = fsspec.core.url_to_fs(pattern)
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open --input={pattern}: {error}") from error
-    is_glob = any(character in pattern for character in "*?[")
+    is_glob = any(character in pattern for character in "*?[") and not filesystem.exists(root)
     is_folder = not is_glob and filesystem.isdir(root)
     found = filesystem.glob(root, detail=True) if is_glob else filesystem.find(root, detail=True)
     files, ignored = [], Counter()

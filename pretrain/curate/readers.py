@@ -8,7 +8,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 import pyarrow as pa
@@ -18,7 +18,7 @@ from pretrain.core.errors import check
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, open_stream, read_chunks, zstd
 
-TEXT_UNITS = ("file", "paragraph", "line")
+BEGINNING = 1024  # bytes kept of a record that is too long, for the excerpt
 DAMAGE = (OSError, EOFError, ValueError, zlib.error, zstd.ZstdError, pa.ArrowException)
 
 
@@ -42,43 +42,56 @@ class Fields:
     max_record_bytes: int = 64 << 20
 
     def __post_init__(self):
-        check(self.text_unit in TEXT_UNITS, f"Fields.text_unit must be one of {TEXT_UNITS}, not {self.text_unit!r}")
+        known = " ".join(TEXT_UNITS)
+        check(self.text_unit in TEXT_UNITS, f"Fields.text_unit must be one of {known}, not {self.text_unit!r}")
         check(self.max_record_bytes > 0, f"Fields.max_record_bytes must be positive, not {self.max_record_bytes}")
+
+
+class Piece(NamedTuple):
+    """A stretch of a file: a line, a paragraph or all of it. With a problem, `content` may be only its beginning."""
+
+    offset: int  # bytes from the (decompressed) file's beginning
+    content: bytes
+    size: int  # bytes
+    problem: str = ""
 
 
 def read_file(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]:
     """Every document of a file, and everything in it that could not be read, in the file's order."""
     reader: Callable[[InputFile, Fields], Iterator[Record | Unreadable]] = READERS[file.format]
-    if file.size == 0:
-        yield Unreadable(file.path, "the file is empty")
-        return
+    is_empty = True
     try:
-        yield from reader(file, fields)
+        for item in reader(file, fields) if file.size else ():
+            is_empty = False
+            yield item
     except DAMAGE as error:
         yield Unreadable(file.path, f"cannot open: {_one_line(error)}")
+        return
+    if is_empty:
+        yield Unreadable(file.path, "no records: the file is empty")
 
 
 def read_jsonl(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]:
     """One JSON object a line; blank lines are no records."""
-    for offset, line, problem in split_lines(file, fields.max_record_bytes):
-        origin = f"{file.path}:{offset}"
-        if problem:
-            yield Unreadable(origin, problem, line, len(line))
-        elif line.strip():
-            yield _from_json(origin, line, fields)
+    for piece in split_lines(file, fields.max_record_bytes):
+        origin = f"{file.path}:{piece.offset}"
+        if piece.problem:
+            yield Unreadable(origin, piece.problem, piece.content, piece.size)
+        elif piece.content.strip():
+            yield _from_json(origin, piece.content, fields)
 
 
 def read_text(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]:
     """UTF-8 text: one document a file, paragraph or line, by `fields.text_unit`."""
-    for offset, content, problem in _text_units(file, fields):
-        origin = file.path if fields.text_unit == "file" and not problem else f"{file.path}:{offset}"
-        if problem:
-            yield Unreadable(origin, problem, content, len(content))
+    for piece in TEXT_UNITS[fields.text_unit](file, fields.max_record_bytes):
+        origin = file.path if fields.text_unit == "file" and not piece.problem else f"{file.path}:{piece.offset}"
+        if piece.problem:
+            yield Unreadable(origin, piece.problem, piece.content, piece.size)
             continue
         try:
-            yield Record(content.decode("utf-8"), origin)
+            yield Record(piece.content.decode("utf-8-sig"), origin)
         except UnicodeDecodeError as error:
-            yield Unreadable(origin, _utf8_problem(error), content, len(content))
+            yield Unreadable(origin, _utf8_problem(error), piece.content, piece.size)
 
 
 def read_parquet(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]:
@@ -102,83 +115,86 @@ def read_parquet(file: InputFile, fields: Fields) -> Iterator[Record | Unreadabl
 READERS = {"jsonl": read_jsonl, "text": read_text, "parquet": read_parquet}
 
 
-def split_lines(file: InputFile, max_bytes: int) -> Iterator[tuple[int, bytes, str]]:
-    """Lines of a file as (byte offset, content without the line feed, problem or ""), never holding an over-long one.
+def split_lines(file: InputFile, max_bytes: int) -> Iterator[Piece]:
+    """Lines of a file without their line feeds, holding no more than one line and the beginning of an over-long one.
 
     A file that ends in damage yields what stood before it, then the damage as a last problem.
     """
-    held, offset, too_long = bytearray(), 0, 0
-    damage = ""
+    held, cut, offset, damage = bytearray(), 0, 0, ""  # `cut`: bytes of the line that are not held any more
+
+    def piece() -> Piece:
+        size = len(held) + cut
+        problem = f"a record of {size:,} bytes; Fields.max_record_bytes is {max_bytes:,}" if size > max_bytes else ""
+        return Piece(offset, bytes(held), size, damage or problem)
+
     chunks = read_chunks(file)
     while True:
         try:
             chunk = next(chunks, b"")
         except DAMAGE as error:
-            chunk, damage = b"", f"damaged: {_one_line(error)}"
+            damage = f"damaged: {_one_line(error)}"
+            break
         if not chunk:
             break
-        *complete, rest = chunk.split(b"\n")
-        for piece in complete:
-            held += piece
-            length = len(held) + too_long
-            problem = f"a record of {length:,} bytes; Fields.max_record_bytes is {max_bytes:,}"
-            yield offset, bytes(held), problem if length > max_bytes else ""
-            offset += length + 1
-            held, too_long = bytearray(), 0
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            held += end
+            yield piece()
+            offset += len(held) + cut + 1
+            held, cut = bytearray(), 0
         held += rest
-        if len(held) + too_long > max_bytes:  # keep the beginning, for the excerpt
-            too_long += len(held) - min(len(held), 1024)
-            del held[1024:]
-    length = len(held) + too_long
-    if damage:
-        yield offset, bytes(held), damage
-    elif length:
-        problem = f"a record of {length:,} bytes; Fields.max_record_bytes is {max_bytes:,}"
-        yield offset, bytes(held), problem if length > max_bytes else ""
+        if len(held) + cut > max_bytes:
+            cut += max(0, len(held) - BEGINNING)
+            del held[BEGINNING:]
+    if damage or held:
+        yield piece()
 
 
-def _text_units(file: InputFile, fields: Fields) -> Iterator[tuple[int, bytes, str]]:
-    """Plain text as (byte offset, content, problem or "")."""
-    if fields.text_unit == "file":
-        yield _whole_file(file, fields.max_record_bytes)
-    elif fields.text_unit == "line":
-        yield from (unit for unit in split_lines(file, fields.max_record_bytes) if unit[1].strip() or unit[2])
-    else:
-        yield from _paragraphs(split_lines(file, fields.max_record_bytes), fields.max_record_bytes)
+def split_paragraphs(file: InputFile, max_bytes: int) -> Iterator[Piece]:
+    """Stretches of lines between blank lines; one that grows beyond `max_bytes` is cut between lines."""
+    start, held, size = 0, [], 0
+    for line in split_lines(file, max_bytes):
+        is_blank = not line.content.strip()
+        if held and (line.problem or is_blank or size + line.size > max_bytes):
+            yield Piece(start, b"\n".join(held), size - 1)
+            held, size = [], 0
+        if line.problem:
+            yield line
+        elif not is_blank:
+            start = start if held else line.offset
+            held.append(line.content)
+            size += line.size + 1
+    if held:
+        yield Piece(start, b"\n".join(held), size - 1)
 
 
-def _whole_file(file: InputFile, max_bytes: int) -> tuple[int, bytes, str]:
+def _filled_lines(file: InputFile, max_bytes: int) -> Iterator[Piece]:
+    return (line for line in split_lines(file, max_bytes) if line.content.strip() or line.problem)
+
+
+def _whole_file(file: InputFile, max_bytes: int) -> Iterator[Piece]:
     content = bytearray()
     try:
         for chunk in read_chunks(file):
             content += chunk
             if len(content) > max_bytes:
                 advice = "set Fields.text_unit to 'paragraph' or 'line'"
-                return 0, bytes(content[:1024]), f"more than Fields.max_record_bytes = {max_bytes:,} bytes; {advice}"
+                problem = f"more than Fields.max_record_bytes = {max_bytes:,} bytes; {advice}"
+                yield Piece(0, bytes(content[:BEGINNING]), len(content), problem)
+                return
     except DAMAGE as error:
-        return len(content), bytes(content), f"damaged: {_one_line(error)}"
-    return 0, bytes(content), ""
+        yield Piece(len(content), bytes(content[:BEGINNING]), len(content), f"damaged: {_one_line(error)}")
+        return
+    if content:
+        yield Piece(0, bytes(content), len(content))
 
 
-def _paragraphs(lines: Iterator[tuple[int, bytes, str]], max_bytes: int) -> Iterator[tuple[int, bytes, str]]:
-    start, held, size = 0, [], 0
-    for offset, line, problem in lines:
-        if held and (problem or not line.strip() or size + len(line) > max_bytes):
-            yield start, b"\n".join(held), ""
-            held, size = [], 0
-        if problem:
-            yield offset, line, problem
-        elif line.strip():
-            start = start if held else offset
-            held.append(line)
-            size += len(line) + 1
-    if held:
-        yield start, b"\n".join(held), ""
+TEXT_UNITS = {"file": _whole_file, "paragraph": split_paragraphs, "line": _filled_lines}
 
 
 def _from_json(origin: str, line: bytes, fields: Fields) -> Record | Unreadable:
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Unreadable(origin, _utf8_problem(error), line, len(line))
     except (ValueError, RecursionError) as error:
@@ -199,13 +215,17 @@ def _from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: byte
     if not isinstance(text, str):
         found = "no field" if text is None else f"{type(text).__name__}, not text, in field"
         return Unreadable(origin, f"{found} {fields.text!r}", raw, len(raw))
-    own_id, group = values.pop(fields.id, None), values.get(fields.group) if fields.group else None
+    own_id, group = values.get(fields.id), values.get(fields.group) if fields.group else None
     own_id = str(own_id) if isinstance(own_id, (str, int)) and str(own_id).strip() else None
+    if own_id is not None:
+        del values[fields.id]
     try:
         (text + (own_id or "") + str(group)).encode("utf-8")
+        metadata = json.dumps(values, sort_keys=True, default=str)
     except UnicodeEncodeError:
         return Unreadable(origin, "an unpaired surrogate", raw, len(raw))
-    metadata = json.dumps(values, sort_keys=True, default=str)
+    except (ValueError, RecursionError) as error:
+        return Unreadable(origin, f"metadata is no JSON: {_one_line(error)}", raw, len(raw))
     return Record(text, origin, own_id, group=None if group is None else str(group), metadata=metadata)
 
 

@@ -59,7 +59,7 @@ class Recipe:
         check(self.shards is None or self.shards >= 1, f"Recipe.shards must be at least 1, not {self.shards}")
         check(bool(re.fullmatch(r"[\w.-]+", self.source)), f"Recipe.source must be a plain name, not {self.source!r}")
         for stage in self.stages:
-            known = isinstance(stage, (MapStage, KeyedStage, FittedStage))
+            known = isinstance(stage, (MapStage, KeyedStage, FittedStage)) and dataclasses.is_dataclass(stage)
             check(known and not isinstance(stage, type), f"Recipe.stages: {stage!r} is no stage; write @Name()")
         names = ["read", *(stage.name for stage in self.stages)]
         repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -71,17 +71,21 @@ class Recipe:
         Raises:
             UserError: nothing is there to read.
         """
-        by_source = self.input if isinstance(self.input, Mapping) else {self.source: self.input}
         files, ignored = set(), Counter()
-        for source, patterns in by_source.items():
-            for pattern in [patterns] if isinstance(patterns, str) else patterns:
-                if pattern == PYTHON:
-                    files.update(python_library.find_modules())
-                else:
-                    found, passed_over = find_files(pattern, source)
-                    files.update(found)
-                    ignored.update(passed_over)
+        for source, pattern in self.patterns():
+            if pattern == PYTHON:
+                files.update(python_library.find_modules())
+            else:
+                found, passed_over = find_files(pattern, source)
+                files.update(found)
+                ignored.update(passed_over)
         return sorted(files), ignored
+
+    def patterns(self) -> list[tuple[str, str]]:
+        """(source, path or glob or folder or "python") of each input."""
+        by_source = self.input if isinstance(self.input, Mapping) else {self.source: self.input}
+        pairs = [(source, [given] if isinstance(given, str) else given) for source, given in by_source.items()]
+        return [(source, pattern) for source, patterns in pairs for pattern in patterns]
 
     def resolved(self) -> dict[str, Any]:
         """Every setting as plain JSON values."""
@@ -96,6 +100,8 @@ class Recipe:
 def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = None, config_text: str = "") -> dict:
     """Curates a corpus into `output`; returns at once where this recipe's result already is.
 
+    Workers are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
+
     Args:
         recipe: what to do.
         output: folder for documents/, rejected/, edits/, datasheet.* and, last, complete.json; local or remote.
@@ -109,6 +115,7 @@ def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = N
         UserError: no input, or `output` holds something else.
         RunError: too much of the input is unreadable, or the work failed.
     """
+    _check_apart(recipe, output)
     files, ignored = recipe.files()
     settings = recipe.resolved()
     fingerprint = storage.fingerprint([FORMAT_VERSION, settings, [list(file) for file in files]])
@@ -131,6 +138,18 @@ def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = N
     shutil.rmtree(work)
     storage.write_json(output / COMPLETE, {"fingerprint": fingerprint, "shards": shards, "recipe": settings})
     return sheet
+
+
+def _check_apart(recipe: Recipe, output: os.PathLike | str) -> None:
+    """Refuses an output folder inside an input folder, which the next run would read as input."""
+    for _, pattern in recipe.patterns():
+        fixed = re.split(r"[*?\[]", pattern)[0]
+        folder = fixed if fixed == pattern else os.path.dirname(fixed)
+        is_searched = fixed == pattern or "**" in pattern
+        if is_searched and pattern != PYTHON and not storage.is_remote(pattern):
+            outer, inner = os.path.abspath(folder), os.path.abspath(os.fspath(output))
+            message = f"the output folder {output} lies inside the input folder {folder or '.'}; write it elsewhere"
+            check(os.path.commonpath([outer, inner]) != outer, message)
 
 
 def _fitted(stage: Stage, recipe: Recipe) -> MapStage | KeyedStage:
