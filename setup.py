@@ -20,6 +20,9 @@ CORE = [
     "tensorboardX",  # writes TensorBoard events without TensorFlow
     # sentencepiece 0.2.2 and later generate code for protobuf 7; TensorFlow and Beam are on 6.
     "sentencepiece<0.2.2",
+    "pyarrow",  # curated documents are Parquet
+    "xxhash",
+    "zstandard",
 ]
 DATA = [
     "seqio",  # brings tensorflow through tensorflow-text; naming tensorflow-cpu as well would install both

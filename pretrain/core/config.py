@@ -2,6 +2,7 @@
 
 A gin file is code: it chooses which configurables run and may import modules. Only use files you trust.
 """
+
 import difflib
 import os
 import re
@@ -65,7 +66,7 @@ def operative_text() -> str:
 
 
 def resolved() -> dict[str, str]:
-    """Every bound parameter with its macros filled in: `{"Training.steps": "1000", ...}`, macros themselves left out."""
+    """Every bound parameter with its macros filled in: `{"Training.steps": "1000", ...}`, without the macros."""
     values = {}
     for (scope, selector), parameters in _captured.items():
         if selector == "gin.macro":

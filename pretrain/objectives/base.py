@@ -54,12 +54,16 @@ class Objective(abc.ABC):
 
     #: names of the record's features that are read from the cache.
     features: tuple[str, ...] = ("tokens",)
+    #: whether `finish` draws random numbers.
+    random_finish: bool = True
     model_needs: ModelNeeds
 
     def prepare(self, record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Changes a record before packing, its length too; `prepared_length` says to what."""
         del rng
         return record
+
+    prepare.identity = True  # tells the loader that it need not call this one, record by record
 
     def prepared_length(self, lengths: np.ndarray) -> np.ndarray:
         """Lengths after `prepare`, from the lengths before, so that packing can be planned without reading."""

@@ -28,6 +28,7 @@ class Causal(Objective):
     z_loss: float = 0.0
 
     features = ("tokens",)
+    random_finish = False
     model_needs = ModelNeeds(causal=True)
 
     def __post_init__(self):

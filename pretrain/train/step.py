@@ -62,7 +62,7 @@ def combine(terms: Terms, weights: dict[str, jax.Array]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class StepBuilder:
-    """Makes the functions of a run: `train` (state, batch) -> (state, metrics) and `evaluate` (params, batch) -> totals.
+    """Makes the functions of a run: `train(state, batch) -> (state, metrics)`, `evaluate(params, batch) -> totals`.
 
     Attributes:
         model, objective: what is trained on what.

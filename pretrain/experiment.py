@@ -1,0 +1,340 @@
+"""The composition root: a gin-configured experiment that joins curation, cache, training, evaluation and report.
+
+    experiment = pretrain.Experiment.from_gin(["gin_configs/runs/quickstart.gin"], workdir="runs/quickstart")
+    experiment.run()                      # or .curate(), .cache(), .train(), .evaluate(), .generate(), .report()
+    experiment = pretrain.Experiment.open("runs/quickstart")   # a workdir knows its configuration
+
+Only this file knows all the parts; they do not know each other.
+"""
+
+import functools
+import importlib
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from pretrain.core import config as gin_config
+from pretrain.core.console import Progress, say
+from pretrain.core.errors import UserError, check
+from pretrain.core.storage import Path, read_json, write_json, write_text
+from pretrain.curate.recipe import Recipe, curate
+from pretrain.data import tokenizers
+from pretrain.data.cache import CacheConfig, build_cache, read_info
+from pretrain.data.documents import curated_texts, stored_tokens
+from pretrain.data.loader import LoaderConfig, make_loader
+from pretrain.evaluate.baselines import compressor_baselines
+from pretrain.evaluate.generation import Generation, generate
+from pretrain.evaluate.perplexity import Perplexity, score_documents, summary
+from pretrain.models.config import TransformerConfig, flops_per_token
+from pretrain.models.functional import FunctionalModel, Params
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.base import Objective
+from pretrain.objectives.causal import Causal
+from pretrain.optim.optimizers import Optimizer, build_optimizer
+from pretrain.optim.schedules import Schedule
+from pretrain.sharding.mesh import MeshConfig, make_mesh
+from pretrain.sharding.placement import batch_shardings, place_batch, tree_shardings
+from pretrain.sharding.rules import use_mesh
+from pretrain.train.checkpoint import Checkpointer, Checkpointing
+from pretrain.train.loop import Data, Trainer, Training
+from pretrain.train.state import TrainState
+from pretrain.train.step import StepBuilder, objective_totals
+
+# What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
+MAY_CHANGE = (
+    "MeshConfig.", "LoaderConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
+    "Training.eval_batches", "Generation.", "Perplexity.",
+)  # fmt: skip
+
+
+@gin.configurable
+class Experiment:
+    """One run in one folder. Every stage can be called alone; a finished one is skipped.
+
+    Args:
+        workdir: folder of the run, local or in an object store.
+        objective: what is learned; causal language modelling by default.
+    """
+
+    def __init__(self, workdir: str, objective: Objective | None = None):
+        self.workdir = Path(workdir)
+        self.objective = objective or Causal()
+        self.training = Training()
+
+    @classmethod
+    def from_gin(
+        cls, gin_files: Sequence[str], bindings: Sequence[str] = (), *, workdir: str, module_import: Sequence[str] = ()
+    ) -> "Experiment":
+        """An experiment from gin files and "NAME=VALUE" bindings; without files, from what `workdir` holds.
+
+        Raises:
+            UserError: a typing error, a value out of range, or a workdir with another run.
+        """
+        for module in module_import:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(f"--module_import={module}: {error}") from error
+        saved = Path(workdir) / "config.gin"
+        if not gin_files:
+            check(
+                saved.exists(),
+                f"{workdir} holds no run yet: give --gin_file=FILE, e.g. gin_configs/runs/quickstart.gin",
+            )
+        gin_config.load(list(gin_files) or [str(saved)], bindings)
+        if saved.exists():
+            _check_same_run(read_json(Path(workdir) / "config.json"), gin_config.resolved(), workdir)
+        return cls(workdir)
+
+    @classmethod
+    def open(cls, workdir: str) -> "Experiment":
+        """The experiment that `workdir` holds."""
+        return cls.from_gin((), workdir=workdir)
+
+    def run(self, *, workers: int | None = None, init_from: str | None = None) -> None:
+        """All stages, each skipped where it is finished."""
+        self.curate(workers=workers)
+        self.cache(workers=workers)
+        self.train(init_from=init_from)
+        evaluation = self.evaluate(reuse=True)
+        self.generate(save=True)
+        say(f"report: {self.report()}")
+        print(json.dumps(evaluation))
+
+    def curate(self, *, output: str | None = None, workers: int | None = None) -> dict[str, Any]:
+        """Raw text to `corpus/`, or to `output`. Returns the datasheet."""
+        if output is None:
+            self._keep_config()
+        sheet = curate(Recipe(), output or self.workdir / "corpus", workers=workers, config_text=gin_config.text())
+        say(
+            f"curate: {sheet['total']['kept']['documents']:,} of {sheet['total']['read']['documents']:,} documents kept"
+        )
+        return sheet
+
+    def cache(self, *, workers: int | None = None) -> dict[str, Any]:
+        """Documents to tokens in `cache/`. Returns its description."""
+        self._keep_config()
+        info = build_cache(CacheConfig(), self.workdir / "corpus", self.workdir / "cache", workers=workers)
+        counts = [entry for splits in info["sources"].values() for entry in splits.values()]
+        say(
+            f"cache: {sum(e['tokens'] for e in counts):,} tokens of {len(info['sources'])} sources, "
+            f"{sum(e['bytes'] for e in counts) / sum(e['tokens'] for e in counts):.2f} bytes a token"
+        )
+        return info
+
+    def train(self, *, init_from: str | None = None) -> TrainState:
+        """Trains to `Training.steps`, from the newest checkpoint if there is one. Returns the final state."""
+        self._keep_config()
+        return self.trainer(init_from=init_from).run()
+
+    def trainer(self, *, init_from: str | None = None) -> Trainer:
+        """Everything a training run needs, joined but not started."""
+        training, specification = self.training, self.model_config()
+        check(
+            training.sequence_length <= specification.max_length,
+            f"SEQUENCE_LENGTH ({training.sequence_length}) is longer than TransformerConfig.max_length "
+            f"({specification.max_length})",
+        )
+        rows = training.batch_size // training.microbatches
+        batch_ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.mesh.shape["expert"]
+        check(
+            rows % batch_ways == 0,
+            f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {batch_ways} ways "
+            "the mesh splits a batch (data x fsdp x expert)",
+        )
+        optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, self.model.logical_axes())
+        builder = StepBuilder(self.model, self.objective, optimizer, rate, training.microbatches, training.head_chunks)
+        params = self._params_from(init_from) if init_from else None
+        return Trainer(
+            training,
+            builder,
+            self.mesh,
+            self._data(),
+            self.workdir,
+            Checkpointing(),
+            flops_per_token(specification, training.sequence_length),
+            params,
+        )
+
+    def evaluate(self, *, checkpoint_step: int | None = None, reuse: bool = False) -> dict[str, Any]:
+        """Bits per byte and perplexity of the validation documents, beside baselines; kept in `evaluation.json`.
+
+        Args:
+            checkpoint_step: which checkpoint; None for the newest.
+            reuse: return what `evaluation.json` holds when it is of that checkpoint.
+        """
+        path = self.workdir / "evaluation.json"
+        step, params = self._checkpoint(checkpoint_step)
+        if reuse and path.exists() and read_json(path)["step"] == step:
+            say(f"evaluate: {path} is there already")
+            return read_json(path)
+        config, length = Perplexity(), self.training.sequence_length
+        info = read_info(self.workdir / "cache")
+        sizes = [splits["validation"] for splits in info["sources"].values() if "validation" in splits]
+        check(bool(sizes), "there are no validation documents: raise VALIDATION_FRACTION and curate again")
+        with Progress(sum(s["tokens"] for s in sizes), "evaluate", "token") as progress:
+            nats, tokens = score_documents(
+                stored_tokens(self.workdir / "cache", "validation"),
+                self._scorer(params, config.batch_size),
+                config,
+                bos_id=self.tokenizer.bos_id,
+                length=length,
+                on_batch=progress.update,
+            )
+        result = {
+            "step": step,
+            **summary(nats, tokens, sum(s["bytes"] for s in sizes)),
+            "baselines": compressor_baselines(curated_texts(self.workdir / "corpus", "validation")),
+        }
+        write_json(path, result)
+        return result
+
+    def generate(
+        self,
+        prompts: Sequence[str] | None = None,
+        *,
+        checkpoint_step: int | None = None,
+        save: bool = False,
+        **changes: Any,
+    ) -> list[dict[str, str]]:
+        """Continuations of prompts: `[{"prompt": ..., "text": ...}]`.
+
+        Args:
+            prompts: None for those of the configuration.
+            checkpoint_step: which checkpoint; None for the newest.
+            save: also write them to `samples.jsonl`, for the report.
+            **changes: fields of `Generation` to set, e.g. `temperature=0`.
+        """
+        config = Generation(**changes)
+        _, params = self._checkpoint(checkpoint_step)
+        samples = []
+        for prompt in prompts or config.prompts:
+            ids = np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode([prompt])[0]])
+            for tokens in generate(
+                self.model,
+                params,
+                ids,
+                config,
+                eos_id=self.tokenizer.eos_id,
+                vocab_size=self.tokenizer.vocab_size,
+                max_length=self.model_config().max_length,
+            ):
+                samples.append({"prompt": prompt, "text": self.tokenizer.decode(tokens)})
+        if save:
+            write_text(self.workdir / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+        return samples
+
+    def report(self) -> Path:
+        """Writes `report.html` from what the workdir holds, and returns its path."""
+        from pretrain.report.html import write_report
+
+        return write_report(self.workdir, gin_config.text())
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices of this run."""
+        return make_mesh(MeshConfig())
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer of the cache."""
+        return tokenizers.load(self.workdir / "cache" / "tokenizer")
+
+    @functools.cached_property
+    def model(self) -> FunctionalModel:
+        """The model as pure functions."""
+        specification = self.model_config()
+        return FunctionalModel(lambda rngs: Transformer(specification, rngs=rngs))
+
+    def model_config(self) -> TransformerConfig:
+        """The model's configuration, with the tokenizer's vocabulary."""
+        return TransformerConfig().with_vocab(self.tokenizer.vocab_size)
+
+    def _data(self) -> Data:
+        training, config = self.training, LoaderConfig()
+        info = read_info(self.workdir / "cache")
+        options = {
+            "objective": self.objective, "batch_size": training.batch_size, "sequence_length": training.sequence_length,
+            "seed": training.seed, "process_index": jax.process_index(), "process_count": jax.process_count(),
+            "num_threads": config.num_threads, "prefetch": config.prefetch,
+        }  # fmt: skip
+        train = make_loader(
+            self.workdir / "cache", split="train", mixture=config.mixture, num_workers=config.num_workers, **options
+        )
+        held_out = [splits["validation"] for splits in info["sources"].values() if "validation" in splits]
+        validation, bytes_per_token = None, None
+        if held_out and training.eval_every:
+            loader = make_loader(self.workdir / "cache", split="validation", epochs=1, **options)
+            batches = training.eval_batches or None
+
+            def validation():
+                return (batch for _, batch in itertools.islice(loader.iterate(), batches))
+
+            bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
+        return Data(
+            lambda start: (batch for _, batch in train.iterate(start)), train.state, validation, bytes_per_token
+        )
+
+    def _scorer(self, params: Params, batch_size: int):
+        """Batch -> total nats, compiled on the mesh."""
+        training = self.training
+        ways = self.mesh.size
+        check(batch_size % ways == 0, f"Perplexity.batch_size ({batch_size}) must be a multiple of {ways} devices")
+        shardings = batch_shardings(self.objective.batch_spec(batch_size, training.sequence_length), self.mesh)
+
+        @jax.jit
+        def nats(params, batch):
+            terms, _ = objective_totals(self.model, self.objective, params, batch, training.head_chunks)
+            return terms["cross_entropy"].sum
+
+        def score(batch) -> float:
+            with use_mesh(self.mesh):
+                return float(nats(params, place_batch(batch, shardings)))
+
+        return score
+
+    def _checkpoint(self, step: int | None) -> tuple[int, Params]:
+        check((self.workdir / "checkpoints").exists(), f"no checkpoint in {self.workdir}: run `pretrain train` first")
+        with Checkpointer(self.workdir / "checkpoints", read_only=True) as checkpointer:
+            step = checkpointer.latest_step() if step is None else step
+            shardings = tree_shardings(self.model.logical_axes(), self.model.shapes, self.mesh)
+            return step, checkpointer.restore_params(self.model.shapes, shardings, step)
+
+    def _params_from(self, workdir: str) -> Params:
+        """The newest parameters of another run, which must have the same model and tokenizer."""
+        other = Path(workdir)
+        check((other / "checkpoints").exists(), f"--init_from={workdir}: no checkpoints there")
+        theirs = tokenizers.load(other / "cache" / "tokenizer").fingerprint
+        check(
+            theirs == self.tokenizer.fingerprint,
+            f"--init_from={workdir}: its tokenizer is another one; give this run that tokenizer "
+            f"(TokenizerConfig.kind = 'load', TokenizerConfig.path = '{other / 'cache' / 'tokenizer'}')",
+        )
+        shardings = tree_shardings(self.model.logical_axes(), self.model.shapes, self.mesh)
+        with Checkpointer(other / "checkpoints", read_only=True) as checkpointer:
+            try:
+                return checkpointer.restore_params(self.model.shapes, shardings)
+            except ValueError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--init_from={workdir}: its parameters do not fit this model: {reason}") from error
+
+    def _keep_config(self) -> None:
+        """Writes down what this run is made of, before it makes anything."""
+        write_text(self.workdir / "config.gin", gin_config.text())
+        write_json(self.workdir / "config.json", gin_config.resolved())
+
+
+def _check_same_run(old: dict[str, str], new: dict[str, str], workdir: str) -> None:
+    """Refuses to go on with a run whose numbers would come out differently."""
+    for name in gin_config.differences(old, new):
+        longer = name == "Training.steps" and float(new.get(name, 0)) > float(old.get(name, 0))
+        if not longer and not name.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{workdir} holds a run with {name} = {old.get(name, 'its default')}, now it is "
+                f"{new.get(name, 'its default')}: use another --workdir, or leave it as it was"
+            )

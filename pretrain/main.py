@@ -1,0 +1,256 @@
+"""The command line: `pretrain COMMAND --gin_file=FILE --workdir=DIR [--gin.NAME=VALUE ...]`.
+
+Nothing heavy is imported before a command runs, so `--help` answers at once. Exit code 0: done; 1: the work failed;
+2: the request cannot be met as asked; 130: interrupted.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from pretrain.core.errors import RunError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        help: one line.
+        define: adds its own flags to the given FlagValues.
+        run: does the work, from parsed flags and gin bindings.
+    """
+
+    help: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, list[str]], None]
+
+
+def _common_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_multi_string(
+        "gin_file",
+        [],
+        "gin file of the run; may be given several times; not needed for a workdir that already holds a run",
+        flag_values=values,
+    )
+    flags.DEFINE_string("workdir", None, "folder of the run, local or gs://...", flag_values=values)
+    flags.DEFINE_multi_string(
+        "module_import",
+        [],
+        "Python module to import first, with the user's own seqio tasks or configurables",
+        flag_values=values,
+    )
+
+
+def _curate_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "input",
+        None,
+        "corpus: a glob, file or folder of .jsonl[.gz|.zst], .txt or .parquet, or 'python'; stands for --gin.INPUT",
+        flag_values=values,
+    )
+    _workers_flag(values)
+
+
+def _workers_flag(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "workers", None, "processes for curation and cache; default: one per core", lower_bound=1, flag_values=values
+    )
+
+
+def _output_flag(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("output", None, "where the curated corpus goes; default: WORKDIR/corpus", flag_values=values)
+
+
+def _train_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "init_from", None, "workdir of another run whose newest parameters to start from", flag_values=values
+    )
+
+
+def _checkpoint_flag(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "checkpoint_step", None, "step of the checkpoint to use; default: the newest", lower_bound=0, flag_values=values
+    )
+
+
+def _generate_flags(values: flags.FlagValues) -> None:
+    _checkpoint_flag(values)
+    flags.DEFINE_multi_string("prompt", [], "text to continue; may be given several times", flag_values=values)
+    flags.DEFINE_integer("max_tokens", None, "most tokens to add", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("temperature", None, "0 takes the likeliest token each time", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "top_k", None, "sample among the k likeliest tokens; 0: all", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "top_p",
+        None,
+        "sample among the likeliest tokens of this total probability",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", None, "seed of the samples", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("num_samples", None, "continuations per prompt", lower_bound=1, flag_values=values)
+
+
+def _all_of(*definers: Callable) -> Callable[[flags.FlagValues], None]:
+    def define(values: flags.FlagValues) -> None:
+        for definer in definers:
+            definer(values)
+
+    return define
+
+
+def _experiment(values: flags.FlagValues, bindings: list[str]):
+    from pretrain.experiment import Experiment
+
+    if getattr(values, "input", None) is not None:
+        bindings = [*bindings, f"INPUT={values.input!r}"]
+    workdir = values.workdir
+    if workdir is None:
+        if getattr(values, "output", None) is None:
+            raise UserError("--workdir is missing: the folder of the run, e.g. --workdir=runs/quickstart")
+        workdir = values.output
+    return Experiment.from_gin(values.gin_file, bindings, workdir=workdir, module_import=values.module_import)
+
+
+def _run_all(values, bindings):
+    _experiment(values, bindings).run(workers=values.workers, init_from=values.init_from)
+
+
+def _curate(values, bindings):
+    _experiment(values, bindings).curate(output=values.output, workers=values.workers)
+
+
+def _cache(values, bindings):
+    _experiment(values, bindings).cache(workers=values.workers)
+
+
+def _train(values, bindings):
+    _experiment(values, bindings).train(init_from=values.init_from)
+
+
+def _evaluate(values, bindings):
+    print(json.dumps(_experiment(values, bindings).evaluate(checkpoint_step=values.checkpoint_step)))
+
+
+def _generate(values, bindings):
+    names = ("max_tokens", "temperature", "top_k", "top_p", "seed", "num_samples")
+    changes = {name: getattr(values, name) for name in names if getattr(values, name) is not None}
+    experiment = _experiment(values, bindings)
+    for sample in experiment.generate(values.prompt or None, checkpoint_step=values.checkpoint_step, **changes):
+        print(sample["prompt"] + sample["text"], end="\n\n")
+
+
+def _report(values, bindings):
+    print(_experiment(values, bindings).report())
+
+
+COMMANDS = {
+    "run": Command("all of the below, one after another; skips what is finished, goes on where it stopped",
+                   _all_of(_common_flags, _curate_flags, _train_flags), _run_all),
+    "curate": Command("raw text to clean documents, rejects with reasons, and a datasheet",
+                      _all_of(_common_flags, _curate_flags, _output_flag), _curate),
+    "cache": Command("documents to a tokenizer and globally shuffled token records",
+                     _all_of(_common_flags, _workers_flag), _cache),
+    "train": Command("trains, from the newest checkpoint if there is one", _all_of(_common_flags, _train_flags), _train),
+    "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
+                        _all_of(_common_flags, _checkpoint_flag), _evaluate),
+    "generate": Command("samples from the trained model", _all_of(_common_flags, _generate_flags), _generate),
+    "report": Command("one self-contained report.html", _common_flags, _report),
+}  # fmt: skip
+
+
+def _flag_values(command: Command) -> flags.FlagValues:
+    values = flags.FlagValues()
+    command.define(values)
+    return values
+
+
+def usage() -> str:
+    """Help for the whole program."""
+    lines = ["usage: pretrain COMMAND --gin_file=FILE --workdir=DIR [--gin.NAME=VALUE ...]", "", "commands:"]
+    lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "flags (each command's --help explains its own):"]
+    names = {flag: None for command in COMMANDS.values() for flag in sorted(_flag_values(command))}
+    lines += [
+        "  " + " ".join(f"--{name}" for name in names),
+        "  --gin.NAME=VALUE",
+        "",
+        "A macro such as TRAIN_STEPS, declared at the top of the gin file, is set by --gin.TRAIN_STEPS=100.",
+    ]
+    return "\n".join(lines)
+
+
+def command_usage(name: str) -> str:
+    """Help for one command."""
+    command = COMMANDS[name]
+    lines = [f"usage: pretrain {name} [flags]", "", command.help, "", "flags:"]
+    values = _flag_values(command)
+    for flag in sorted(values):
+        lines += [f"  --{flag}", f"      {' '.join(values[flag].help.split())}"]
+    lines += ["  --gin.NAME=VALUE", "      sets a macro of the gin files, or a parameter: --gin.Training.log_every=1"]
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, flags.FlagValues, list[str]]:
+    """Splits a command line into command, flags and gin bindings.
+
+    Raises:
+        UserError: an unknown command or flag, or a value out of range.
+    """
+    name, *rest = arguments
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"no such command: {name}; {hint}")
+    bindings = [word[len("--gin.") :] for word in rest if word.startswith("--gin.")]
+    values = _flag_values(COMMANDS[name])
+    try:
+        left = values(["pretrain", *(word for word in rest if not word.startswith("--gin."))])
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if len(left) > 1:
+        raise UserError(f"unexpected argument {left[1]!r}; see pretrain {name} --help")
+    return name, values, bindings
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line and returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in COMMANDS and any(word in ("--help", "-h") for word in arguments[1:]):
+        print(command_usage(arguments[0]))
+        return 0
+    try:
+        name, values, bindings = parse(arguments)
+        _quiet_libraries()
+        COMMANDS[name].run(values, bindings)
+    except (UserError, RunError) as error:
+        print(f"pretrain: {str(error).splitlines()[0]}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pretrain: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keeps the libraries' chatter off the terminal; their errors still show."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    flags.FLAGS(["pretrain"])  # libraries that define absl flags of their own read the defaults
+
+
+def run() -> None:
+    """Entry point of the `pretrain` script."""
+    sys.exit(main(sys.argv[1:]))
