@@ -13,7 +13,7 @@ import shutil
 from pretrain.core.errors import RunError
 from pretrain.curate import counts
 from pretrain.curate.inputs import InputFile, batch_files
-from pretrain.curate.shards import PROBLEMS, Plan, decide_task, group_task, read_task, shard_task
+from pretrain.curate.shards import PROBLEMS, READ, Plan, decide_task, group_task, read_task, shard_task
 from pretrain.curate.workers import Task, Workers
 
 READ_TASK_BYTES, READ_TASK_FILES = 16 << 20, 128
@@ -37,7 +37,8 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
         ]
         summaries = pool.run("curate: read", tasks)
         _check_readable(plan, summaries, max_unreadable)
-        total: dict = {"read": {}, "stages": {}, "examples_kept": [], "examples_dropped": []}
+        names = [READ, *(stage.name for phase in plan.phases for stage in phase.stages)]
+        total: dict = {"read": {}, "stages": {name: {} for name in names}, "examples_kept": [], "examples_dropped": []}
         for summary in summaries:
             counts.add(total["read"], summary["read"])
         for number in range(len(plan.phases)):
@@ -48,7 +49,7 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
 
 def _run_phase(plan: Plan, number: int, readers: int, pool: Workers, total: dict) -> None:
     phase = plan.phases[number]
-    label = ", ".join(stage.name for stage in (*phase.maps, phase.keyed) if stage is not None) or "write"
+    label = ", ".join(stage.name for stage in phase.stages) or "write"
     tasks = [
         Task(shard_task, (plan, number, shard, readers), plan.path(number, f"{shard}.json"))
         for shard in range(plan.shards)

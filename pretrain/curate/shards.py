@@ -36,6 +36,11 @@ class Phase:
     maps: tuple[MapStage, ...] = ()
     keyed: KeyedStage | None = None
 
+    @property
+    def stages(self) -> tuple[MapStage | KeyedStage, ...]:
+        """All of them, in order."""
+        return self.maps if self.keyed is None else (*self.maps, self.keyed)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
