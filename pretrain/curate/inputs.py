@@ -24,6 +24,7 @@ COMPRESSIONS = {".gz": gzip.open, ".zst": zstd.open}
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".rst": "text", ".parquet": "parquet"}
 # Real text compresses up to about 100 times, and gzip can do no better than 1,032; what expands more is no corpus.
 MAX_EXPANSION = 1_000
+TYPICAL_EXPANSION = 4
 EXPANSION_ALLOWANCE = 64 << 20  # bytes that any file may expand to
 CHUNK = 1 << 18  # bytes
 
@@ -42,6 +43,12 @@ class InputFile(NamedTuple):
     size: int
     source: str
     format: str
+
+    @property
+    def expected_bytes(self) -> int:
+        """About how much text is in it, going by its size and name."""
+        is_compressed = self.format == "parquet" or os.path.splitext(self.path)[1].lower() in COMPRESSIONS
+        return self.size * (TYPICAL_EXPANSION if is_compressed else 1)
 
 
 def format_of(path: str) -> str | None:

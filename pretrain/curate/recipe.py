@@ -23,7 +23,7 @@ from pretrain.curate.stages import FittedStage, KeyedStage, MapStage, Stage
 
 PYTHON = "python"  # the input that names the default corpus
 FORMAT_VERSION = 1  # part of the fingerprint: raise it when the same recipe gives another output
-SHARD_BYTES = 64 << 20  # of input a shard, as files are on disk
+SHARD_BYTES = 64 << 20  # of text a shard, about
 MIN_SHARDS = 4
 COMPLETE = "complete.json"
 
@@ -126,7 +126,7 @@ def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = N
                 f"{output} holds the result of another recipe or input; give another output folder or delete this one"
             )
         return storage.read_json(output / "datasheet.json")
-    shards = recipe.shards or max(MIN_SHARDS, -(-sum(file.size for file in files) // SHARD_BYTES))
+    shards = recipe.shards or max(MIN_SHARDS, -(-sum(file.expected_bytes for file in files) // SHARD_BYTES))
     work = _work_folder(output, fingerprint)
     stages = tuple(_fitted(stage, recipe) for stage in recipe.stages)
     fields, fraction = recipe.fields, recipe.validation_fraction

@@ -354,6 +354,12 @@ def test_remote_files():
         filesystem.rm("/bucket", recursive=True)
 
 
+def test_compressed_files_are_expected_to_hold_more_text():
+    names = ["a.jsonl", "a.jsonl.gz", "a.txt.ZST", "a.parquet", "a.txt"]
+    found = [InputFile(name, 100, "corpus", format_of(name)).expected_bytes for name in names]
+    assert found == [100, 400, 400, 400, 100]
+
+
 def test_files_are_batched_in_order():
     files = [InputFile(str(index), size, "corpus", "jsonl") for index, size in enumerate([50, 10, 10, 200, 1, 1, 1])]
     groups = batch_files(files, max_bytes=60, max_files=2)
