@@ -1,20 +1,12 @@
 """From a cache to batches: the batch of step k is a pure function of the loader's fingerprint and k.
 
-Nothing is remembered from batch to batch: the mixture says which rows make up batch k, the plan which pieces of which
-records make up a row, and the records are read in bulk and joined without a loop over them. Workers, hosts and restarts
-can only change who computes a batch. No TensorFlow.
-
-Packed rows, as an objective's `finish` gets them (int32 [rows, length]):
-    <feature>      the objective's packed feature; for text `tokens`: the document's tokens and its EOS. Every token of
-                   the corpus stands in exactly one row per epoch. 0 where a row is not full.
-    segment_ids    1, 2, ... for each piece in the row; 0 where a row is not full.
-    positions      from 0 in each piece.
-    first_inputs   where a piece begins: what to feed the model to predict its first token: BOS at the beginning of a
-                   document, the token before when a long document goes on. 0 elsewhere.
-    source_ids     number of the source each row comes from, in `loader.info["sources"]`.
+Nothing is remembered from batch to batch. The stream says which rows of which sources make up batch k, the plan which
+pieces of which records make up a row, and the records are read in bulk. Workers, hosts and restarts can only change who
+computes a batch. Batches are made a block at a time (what one bulk read is good for) and handed out one by one.
+No TensorFlow.
 """
 
-import dataclasses
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,26 +18,33 @@ import numpy as np
 from absl import flags
 
 from pretrain.core import storage
-from pretrain.core.errors import check
-from pretrain.core.rng import host_rng, purpose_id
+from pretrain.core.errors import RunError, UserError, check
+from pretrain.core.rng import host_rng
+from pretrain.data import tokenizers
+from pretrain.data.assembly import Arrays, Assembler, Contents, contents
 from pretrain.data.cache import read_info
-from pretrain.data.mixing import Merge, MixtureConfig
-from pretrain.data.plan import Pieces, SourcePlan, ragged_arange
-from pretrain.data.records import Feature, Shards, little_endian
+from pretrain.data.lengths import Lengths, describe
+from pretrain.data.mixing import MixtureConfig, Phase
+from pretrain.data.plan import SourcePlan
+from pretrain.data.recent import Recent
+from pretrain.data.records import Feature, Shards
+from pretrain.data.stream import Stream
 
-PLAN_VERSION = 1
-RANDOM_GROUPS = 64
+PLAN_VERSION = 2  # part of the fingerprint: raise it when the same inputs give other batches
+BLOCK_BYTES = 2 << 20  # of one packed feature, read and laid out at once
+RANDOM_GROUPS = 64  # parts of a global batch that draw random numbers of their own in an objective's `finish`
+KEPT_WINDOWS = 64  # a source with more windows keeps their row counts in the cache's `plans/`
 
 
 @gin.configurable
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How batches are produced; changes their speed and never their content.
+    """How batches are produced. All but the mixture change their speed and never their content.
 
     Attributes:
         num_workers: processes that prepare batches; 0 uses threads of this process.
         num_threads: threads that prepare batches, in each process.
-        prefetch: batches kept ready, in each process.
+        prefetch: blocks of batches (a few MB each) kept ready, in each process.
         mixture: shares of the sources.
     """
 
@@ -66,10 +65,12 @@ def make_loader(
     split: str,
     objective: Any,
     batch_size: int,
-    sequence_length: int,
+    sequence_length: int | Mapping[str, int],
     seed: int,
     mixture: MixtureConfig | None = None,
     epochs: int | None = None,
+    total_steps: int | None = None,
+    resume: Mapping | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
@@ -81,35 +82,172 @@ def make_loader(
     Args:
         cache_dir: what `build_cache` wrote.
         split: "train" or "validation".
-        objective: its host side is used: `features`, `prepare`, `prepared_length`, `finish`.
+        objective: its host side is used: `features`, `prepare`, `prepared_length`, `finish`, `random_finish`.
         batch_size: rows of the global batch.
-        sequence_length: tokens of a row.
+        sequence_length: elements of a row; by packed feature where they differ.
         seed: fixes the order of everything.
         mixture: shares of the sources; by size when None.
-        epochs: stop after so many epochs of every source (by size), the last batch filled up with empty rows; None
-            never stops.
+        epochs: in place of `mixture`: end after so many epochs of every source; empty rows fill up the last batch.
+        total_steps: of the whole training; only a mixture with a schedule needs it.
+        resume: the `state` of an earlier loader. When only the mixture differs, the new one holds from that step on,
+            and nothing an earlier phase has used is repeated before its time.
         process_index, process_count: this host and the number of hosts; host i gets the i-th slice of rows.
         num_workers, num_threads, prefetch: as in `LoaderConfig`.
 
     Raises:
-        UserError: no such split, an empty split, sizes that do not divide, an unknown source in the mixture.
-        RunError: the cache is damaged.
+        UserError: no such split, feature or source; sizes that do not divide; a state of other data.
+        RunError: the cache is damaged, or holds another tokenizer's tokens.
     """
-    info = read_info(cache_dir)
-    check(batch_size > 0 and sequence_length > 0, "batch_size and sequence_length must be positive")
+    check(batch_size > 0, f"batch_size = {batch_size} must be positive")
     check(batch_size % process_count == 0, f"a batch of {batch_size} rows cannot be shared by {process_count} hosts")
-    check(len(objective.features) == 1, f"{type(objective).__name__} needs several features; text caches have one")
+    check(mixture is None or epochs is None, "give a mixture or a number of epochs, not both")
+    cache, info = storage.Path(cache_dir), read_info(cache_dir)
+    _check_tokenizer(cache, info)
     table = [Feature.from_json(feature) for feature in info["features"]]
-    names = [feature.name for feature in table]
-    check(objective.features[0] in names, f"the cache has no feature {objective.features[0]!r}; it has {names}")
-    sources = {source: splits[split] for source, splits in info["sources"].items() if split in splits}
-    sources = {source: entry for source, entry in sources.items() if entry["documents"]}
-    check(bool(sources), f"the cache in {cache_dir} has no documents in split {split!r}")
-    return Loader(
-        storage.Path(cache_dir), info, split, sources, objective, table[0], batch_size, sequence_length, seed,
-        mixture or MixtureConfig(), epochs, process_index, process_count,
-        LoaderConfig(num_workers, num_threads, prefetch),
-    )  # fmt: skip
+    lengths = Lengths(objective, sequence_length)
+    missing = [name for name in lengths.features if name not in [feature.name for feature in table]]
+    check(not missing, f"the cache has no feature {', '.join(missing)}; it has {[feature.name for feature in table]}")
+    shards = _open_shards(cache, info, split)
+    columns = [[feature.name for feature in table].index(name) for name in lengths.features]
+    plans = {
+        name: _plan(cache, info, split, name, each, columns, lengths, objective, seed) for name, each in shards.items()
+    }
+    if epochs is not None:
+        mixture = MixtureConfig(epochs=dict.fromkeys(plans, epochs), stop="all")
+    mixture = mixture or MixtureConfig()
+    phases = mixture.phases({n: plan.cost for n, plan in plans.items()}, total_steps and total_steps * batch_size)
+    about = {
+        "seed": seed,
+        "split": split,
+        "batch_size": batch_size,
+        "capacity": lengths.capacity,
+        "version": PLAN_VERSION,
+    }
+    about |= {
+        "cache": info["fingerprint"],
+        "objective": describe(objective),
+        "stop": mixture.stop,
+        "epochs": mixture.epochs,
+    }
+    base = storage.fingerprint(about)
+    position = _Position(base, _continue(phases, base, resume, batch_size), phases)
+    stream = Stream(plans, position.phases)
+    tokenizer = info.get("tokenizer") or {}
+    assembler = Assembler(
+        objective,
+        lengths,
+        table,
+        [shards[name] for name in stream.sources],
+        stream.sources,
+        bos_id=tokenizer.get("bos_id", 0),
+        vocab_size=tokenizer.get("vocab_size"),
+        seed=seed,
+    )
+    rows = _Rows(batch_size, process_index, process_count, stream.end(mixture.stop, mixture.epochs or {}))
+    summary = _summary(plans, stream, lengths, position.phases, batch_size)
+    config = LoaderConfig(num_workers, num_threads, prefetch)
+    return Loader(stream, assembler, objective, rows, position, summary, seed, lengths.capacity, config)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows of the stream this host's part of a global batch is, and where the stream ends."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+    end: int | None
+
+    @property
+    def count(self) -> int:
+        return self.batch_size // self.process_count
+
+    @property
+    def first(self) -> int:
+        return self.process_index * self.count
+
+    @property
+    def batches(self) -> int | None:
+        return None if self.end is None else -(-self.end // self.batch_size)
+
+
+@dataclass(frozen=True)
+class _Position:
+    """What a data position depends on: fingerprint of all but the mixture, phases in force, phases configured."""
+
+    base: str
+    phases: list[Phase]
+    asked: list[Phase]
+
+    @property
+    def fingerprint(self) -> str:
+        return storage.fingerprint([self.base, [phase.to_json() for phase in self.phases]])
+
+
+def _check_tokenizer(cache: storage.Path, info: Mapping) -> None:
+    """Refuses a cache whose `tokenizer/` is not the one that made its tokens."""
+    if info.get("tokenizer"):
+        found = storage.read_json(cache / "tokenizer" / tokenizers.INFO_FILE)["fingerprint"]
+        if found != info["tokenizer"]["fingerprint"]:
+            raise RunError(
+                f"{cache}: the tokens were made by tokenizer {info['tokenizer']['fingerprint']}, the folder holds "
+                f"{found}; caches of different tokenizers cannot be mixed: delete it and run `pretrain cache` again"
+            )
+
+
+def _open_shards(cache: storage.Path, info: Mapping, split: str) -> dict[str, Shards]:
+    """The non-empty sources of a split, by name."""
+    entries = {name: splits[split] for name, splits in sorted(info["sources"].items()) if split in splits}
+    shards = {name: Shards(cache / name / split, entry["shards"]) for name, entry in entries.items()}
+    shards = {name: each for name, each in shards.items() if each.index.lengths.any()}
+    check(bool(shards), f"the cache in {cache} has nothing in split {split!r}")
+    return shards
+
+
+def _plan(cache, info, split, name, shards, columns, lengths, objective, seed) -> SourcePlan:
+    """The plan of one source; for a large one, how many rows each window fills is counted once and kept."""
+    key = storage.fingerprint([PLAN_VERSION, info["fingerprint"], split, name, describe(objective), lengths.capacity])
+    file = cache / "plans" / f"{key}.npy"
+    counted = np.frombuffer(file.read_bytes(), "<i8") if file.exists() else None
+    plan = SourcePlan(name, shards.index.lengths[:, columns], shards.starts, lengths, seed, counted=counted)
+    if counted is None and len(plan) > KEPT_WINDOWS:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to is counted anew each time
+            storage.write_bytes(file, plan.window_rows.astype("<i8").tobytes())
+    return plan
+
+
+def _continue(phases: list[Phase], base: str, resume: Mapping | None, batch_size: int) -> list[Phase]:
+    """The phases of a resumed stream: the old ones, then, where the mixture has changed, the new ones."""
+    if not resume:
+        return phases
+    if resume["base"] != base:
+        raise UserError("this position belongs to other data (cache, objective, lengths, batch size or seed changed)")
+    past = [Phase(**phase) for phase in resume["phases"]]
+    row = resume["step"] * batch_size
+    asked = [Phase(**phase) for phase in resume["asked"]]
+    if asked == phases:
+        return past
+    now = [phase for phase in phases if phase.row <= row][-1]
+    return [p for p in past if p.row < row] + [Phase(row, now.by, now.shares)] + [p for p in phases if p.row > row]
+
+
+def _summary(
+    plans: Mapping[str, SourcePlan], stream: Stream, lengths: Lengths, phases: list[Phase], batch_size: int
+) -> dict:
+    """Counts for reports, of one epoch of every source that is read."""
+    rows = sum(plan.rows for plan in stream.plans)
+    tokens = sum(plan.cost["tokens"] for plan in stream.plans)
+    return {
+        "sources": stream.sources,
+        "unused_sources": sorted(set(plans) - set(stream.sources)),
+        "phases": [phase.to_json() for phase in phases],
+        "rows_per_epoch": rows,
+        "tokens_per_epoch": tokens,
+        "steps_per_epoch": rows / batch_size,
+        "packing_efficiency": tokens / (rows * sum(lengths.capacity)),
+        "empty_records": sum(plan.empty for plan in stream.plans),
+        "split_records": sum(plan.split for plan in stream.plans),
+    }
 
 
 class Loader:
@@ -117,182 +255,106 @@ class Loader:
 
     Attributes:
         fingerprint: of everything the batches depend on.
-        info: counts for reports: sources, shares, rows, tokens and efficiency of an epoch.
-        num_batches: batches in all; None when the loader never stops.
+        info: for reports: sources, phases of the mixture, and rows, tokens and packing efficiency of an epoch.
+        num_batches: batches in all; None when the loader never ends.
     """
 
     def __init__(
-        self, cache_dir, info, split, sources, objective, feature, batch_size, sequence_length, seed, mixture, epochs,
-        process_index, process_count, config,
-    ):  # fmt: skip
-        self._objective, self._feature, self._seed, self._config = objective, feature, seed, config
-        self._batch_size, self._length = batch_size, sequence_length
-        self._process_index, self._process_count = process_index, process_count
-        self._bos, self._vocab_size = info["tokenizer"]["bos_id"], info["tokenizer"]["vocab_size"]
-        shards = {name: Shards(cache_dir / name / split, entry["shards"]) for name, entry in sources.items()}
-        plans = {
-            name: SourcePlan(
-                name,
-                each.index.lengths[:, 0],
-                each.starts,
-                sequence_length,
-                objective.prepared_length,
-                seed,
-                by=mixture.by,
-            )
-            for name, each in shards.items()
-        }
-        shares = mixture.shares({name: plan.cost for name, plan in plans.items()})
-        self._shards = [shards[name] for name in shares]
-        self._purposes = [purpose_id(f"source {name}") for name in shares]
-        self._merge = Merge([plans[name] for name in shares], list(shares.values()))
-        rows = sum(plan.rows for plan in self._merge.plans)
-        tokens = sum(plan.tokens for plan in self._merge.plans)
-        self._stop = None if epochs is None else epochs * rows
-        self.num_batches = None if epochs is None else -(-self._stop // batch_size)
-        depends_on = [info["fingerprint"], info["tokenizer"]["fingerprint"], split, _describe(objective)]
-        depends_on += [batch_size, sequence_length, seed, epochs, mixture.by, shares]
-        self.fingerprint = storage.fingerprint([PLAN_VERSION, *depends_on])
-        self.info = {
-            "fingerprint": self.fingerprint,
-            "split": split,
-            "sources": list(shares),
-            "shares": shares,
-            "rows_per_epoch": rows,
-            "tokens_per_epoch": tokens,
-            "steps_per_epoch": rows / batch_size,
-            "packing_efficiency": tokens / (rows * sequence_length),
-        }
+        self,
+        stream: Stream,
+        assembler: Assembler,
+        objective: Any,
+        rows: _Rows,
+        position: _Position,
+        summary: dict,
+        seed: int,
+        capacity: tuple[int, ...],
+        config: LoaderConfig,
+    ):
+        self._stream, self._assembler, self._objective, self._seed = stream, assembler, objective, seed
+        self._rows, self._position, self._config = rows, position, config
+        self._span = max(1, BLOCK_BYTES // (4 * rows.count * max(capacity)))  # batches of a block
+        self._blocks = Recent(2)
+        self.num_batches = rows.batches
+        self.fingerprint = position.fingerprint
+        self.info = {"fingerprint": self.fingerprint, **summary}
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> Arrays:
         """This host's rows of global batch `step`."""
         check(step >= 0, f"there is no batch {step}")
         check(self.num_batches is None or step < self.num_batches, f"the data ends before step {step}")
-        host_rows = self._batch_size // self._process_count
-        first = self._process_index * host_rows
-        if not getattr(self._objective, "random_finish", True):
-            packed = self._pack(step * self._batch_size + np.arange(first, first + host_rows))
-            return self._objective.finish(packed, host_rng(self._seed, "finish", step))
-        # Random numbers are drawn for groups of rows that do not depend on the number of hosts.
-        size = self._batch_size // np.gcd(self._batch_size, RANDOM_GROUPS)
-        low, high = first // size * size, -(-(first + host_rows) // size) * size
-        packed = self._pack(step * self._batch_size + np.arange(low, high))
-        parts = []
-        for group in range(low, high, size):
-            rows = {name: array[group - low : group - low + size] for name, array in packed.items()}
-            parts.append(self._objective.finish(rows, host_rng(self._seed, "finish", step, group)))
-        inside = slice(first - low, first - low + host_rows)
-        return {name: np.concatenate([part[name] for part in parts])[inside] for name in parts[0]}
+        number, place = divmod(step, self._span)
+        block = self._blocks.get(number, lambda: self.block(number))
+        return {name: array[place] for name, array in block.items()}
 
-    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Arrays]]:
         """Yields (step, batch) from `start_step` on, prepared ahead by grain's threads or worker processes."""
-        count = (1 << 40) if self.num_batches is None else max(0, self.num_batches - start_step)
-        config = self._config
+        config, first = self._config, start_step // self._span
+        end = 1 << 40 if self.num_batches is None else -(-self.num_batches // self._span)
+        if first >= end:
+            return
         read = grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=config.prefetch)
-        batches = grain.MapDataset.source(_Steps(self, start_step, count)).to_iter_dataset(read)
+        blocks = grain.MapDataset.source(_Blocks(self, first, end - first)).to_iter_dataset(read)
         if config.num_workers:
             if not flags.FLAGS.is_parsed():  # grain asks absl, also when `main` is not absl's
                 flags.FLAGS.mark_as_parsed()
-            options = grain.multiprocessing.MultiprocessingOptions(
-                config.num_workers, per_worker_buffer_size=config.prefetch
+            blocks = blocks.mp_prefetch(
+                grain.multiprocessing.MultiprocessingOptions(config.num_workers, config.prefetch)
             )
-            batches = batches.mp_prefetch(options)
-        iterator = iter(batches)
+        iterator = iter(blocks)
         try:
-            yield from enumerate(iterator, start_step)
+            for number, block in enumerate(iterator, first):
+                for place in range(len(next(iter(block.values())))):
+                    if (step := number * self._span + place) >= start_step:
+                        yield step, {name: array[place] for name, array in block.items()}
         finally:
             iterator.close()
 
+    def seek(self, step: int) -> Iterator[tuple[int, Arrays]]:
+        """The same as `iterate(step)`: going to any step costs no more than making one block."""
+        return self.iterate(step)
+
     def state(self, step: int) -> dict:
-        """What a checkpoint keeps of the data position: the next step and the fingerprint it belongs to."""
-        return {"step": step, "fingerprint": self.fingerprint}
+        """What a checkpoint keeps of the data position before `step`: a few hundred bytes of JSON, for `resume`."""
+        position = self._position
+        phases = {name: [p.to_json() for p in getattr(position, name)] for name in ("phases", "asked")}
+        return {"step": step, "fingerprint": self.fingerprint, "base": position.base, **phases}
 
-    def _pack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Packed rows of the merged stream; rows past the end are empty."""
-        shape = (len(rows), self._length)
-        packed = {
-            name: np.zeros(shape, np.int32) for name in (self._feature.name, "segment_ids", "positions", "first_inputs")
-        }
-        source_of_row = np.full(len(rows), -1, np.int32)
-        real = len(rows) if self._stop is None else int(np.clip(self._stop - rows[0], 0, len(rows)))
-        if real:
-            sources, source_rows = self._merge.rows(int(rows[0]), int(rows[0]) + real)
-            source_of_row[:real] = sources
-            for source in np.unique(sources).tolist():
-                chosen = np.flatnonzero(sources == source)
-                plan = self._merge.plans[source]
-                for epoch, number, where, within in plan.locate(source_rows[chosen]):
-                    window = plan.window(epoch, number)
-                    counts = window.starts[within + 1] - window.starts[within]
-                    pieces = window.pieces.take(ragged_arange(window.starts[within], counts))
-                    self._fill(packed, chosen[where], counts, pieces, source, epoch)
-        packed["source_ids"] = np.broadcast_to(source_of_row[:, None], shape)
-        return packed
+    def contents(self, step: int) -> Contents:
+        """What stands in this host's rows of batch `step`: sources, records, pieces."""
+        first = step * self._rows.batch_size + self._rows.first
+        return contents(self._stream, first + np.arange(self._rows.count), self._rows.end)
 
-    def _fill(
-        self, packed: Mapping, rows: np.ndarray, counts: np.ndarray, pieces: Pieces, source: int, epoch: int
-    ) -> None:
-        """Writes the pieces of one window into their rows, `counts[i]` pieces to `rows[i]`."""
-        tokens, first_inputs = self._read(pieces, source, epoch)
-        lengths = pieces.packed_length
-        starts = np.cumsum(lengths) - lengths
-        first_piece = np.cumsum(counts) - counts
-        row_lengths = np.add.reduceat(lengths, first_piece)
-        filled = np.arange(self._length) < row_lengths[:, None]
-        segments = np.arange(1, len(lengths) + 1) - np.repeat(first_piece, counts)
-        firsts = np.zeros(len(tokens), np.int32)
-        firsts[starts] = first_inputs
-        values = {
-            self._feature.name: tokens,
-            "segment_ids": np.repeat(segments.astype(np.int32), lengths),
-            "positions": np.arange(len(tokens), dtype=np.int32) - np.repeat(starts.astype(np.int32), lengths),
-            "first_inputs": firsts,
-        }
-        for name, value in values.items():
-            block = np.zeros(filled.shape, np.int32)
-            block[filled] = value
-            packed[name][rows] = block
-
-    def _read(self, pieces: Pieces, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of the pieces one after another, and the token fed before the first of each."""
-        shards = self._shards[source]
-        records = shards.read(pieces.record)
-        stored = np.frombuffer(b"".join(records), little_endian(self._feature.dtype))
-        lengths = shards.index.lengths[pieces.record, 0].astype(np.int64)
-        starts = np.cumsum(lengths) - lengths + pieces.offset
-        first_inputs = np.where(pieces.offset > 0, stored[starts - 1], self._bos)
-        if len(stored) != pieces.length.sum():
-            stored = stored[ragged_arange(starts, pieces.length)]
-        if not getattr(type(self._objective).prepare, "identity", False):
-            stored = self._prepare(stored, pieces, source, epoch)
-        return stored, first_inputs
-
-    def _prepare(self, tokens: np.ndarray, pieces: Pieces, source: int, epoch: int) -> np.ndarray:
-        """Runs the objective's `prepare` on each piece, with a generator of its own."""
+    def block(self, number: int) -> Arrays:
+        """This host's rows of batches `number * span` and on, [batches, rows, ...]."""
+        first = number * self._span
+        steps = np.arange(first, first + self._span)
+        if self.num_batches is not None:
+            steps = steps[steps < self.num_batches]
+        mine, size = self._rows, len(steps) * self._rows.count
+        low, high = mine.first, mine.first + mine.count
+        if getattr(self._objective, "random_finish", True):
+            # Random numbers are drawn for groups of rows that do not depend on the number of hosts.
+            size = mine.batch_size // int(np.gcd(mine.batch_size, RANDOM_GROUPS))
+            low, high = low // size * size, -(-high // size) * size
+        rows = (steps[:, None] * mine.batch_size + np.arange(low, high)).reshape(-1)
+        packed = self._assembler.rows(contents(self._stream, rows, mine.end))
         parts = []
-        ends = np.cumsum(pieces.length)
-        for index, end in enumerate(ends.tolist()):
-            position = (self._purposes[source], epoch, int(pieces.record[index]), int(pieces.offset[index]))
-            record = {self._feature.name: tokens[end - pieces.length[index] : end].astype(np.int32)}
-            prepared = self._objective.prepare(record, host_rng(self._seed, "prepare", *position))
-            part = prepared[self._feature.name]
-            check(
-                len(part) == pieces.packed_length[index],
-                f"{type(self._objective).__name__}.prepare made {len(part)} tokens of {pieces.length[index]}, "
-                f"prepared_length says {pieces.packed_length[index]}",
-            )
-            parts.append(part)
-        return np.concatenate(parts)
+        for start in range(0, len(rows), size):
+            part = {name: array[start : start + size] for name, array in packed.items()}
+            rng = host_rng(self._seed, "finish", *divmod(int(rows[start]), mine.batch_size))
+            parts.append(self._objective.finish(part, rng))
+        batch = parts[0]
+        if len(parts) > 1:
+            batch = {name: np.concatenate([part[name] for part in parts]) for name in batch}
+        inside = slice(mine.first - low, mine.first - low + mine.count)
+        return {
+            name: array.reshape(len(steps), high - low, *array.shape[1:])[:, inside] for name, array in batch.items()
+        }
 
 
-def _describe(objective: Any) -> list:
-    """What identifies an objective: its class and the values of its fields."""
-    fields = dataclasses.asdict(objective) if dataclasses.is_dataclass(objective) else {}
-    return [type(objective).__qualname__, {name: repr(value) for name, value in fields.items()}]
-
-
-class _Steps:
-    """The loader as a random-access source of `count` batches from `start`, as grain wants it."""
+class _Blocks:
+    """The loader's blocks from `start` on as a random-access source, as grain wants it."""
 
     def __init__(self, loader: Loader, start: int, count: int):
         self._loader, self._start, self._count = loader, start, count
@@ -300,5 +362,5 @@ class _Steps:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._loader.batch(self._start + int(index))
+    def __getitem__(self, index: int) -> Arrays:
+        return self._loader.block(self._start + int(index))

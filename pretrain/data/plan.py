@@ -7,41 +7,18 @@ array and by packing one window, and every record is used exactly once per epoch
 """
 
 import itertools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pretrain.core.errors import check
+from pretrain.core.errors import UserError
 from pretrain.core.rng import host_rng, purpose_id
 from pretrain.data import packing
+from pretrain.data.lengths import Lengths, can_split
+from pretrain.data.recent import Recent
 
-WINDOW_ROWS = 2048
-
-
-class Recent:
-    """Keeps the results of the last few calls; threads that ask for the same one wait for it."""
-
-    def __init__(self, size: int):
-        self._size, self._kept, self._lock = size, OrderedDict(), threading.RLock()
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = make()
-                while len(self._kept) > self._size:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key]
-
-    def __getstate__(self) -> int:
-        return self._size
-
-    def __setstate__(self, size: int) -> None:
-        self.__init__(size)
+WINDOW_ROWS = 1024
 
 
 def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -52,22 +29,22 @@ def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Parts of records, in the order in which they stand in their rows.
+    """Parts of records.
 
     Attributes:
         record: int64 [pieces], record number in the source.
-        offset: int64 [pieces], where the piece begins in its record, in tokens.
-        length: int64 [pieces], tokens taken from the record.
-        packed_length: int64 [pieces], tokens in the row, after the objective's `prepare`.
+        offset: int64 [pieces], elements of the record before the piece.
+        length: int64 [pieces, features], elements taken from the record.
+        packed: int64 [pieces, packed features], elements in the row, after the objective's `prepare`.
     """
 
     record: np.ndarray
     offset: np.ndarray
     length: np.ndarray
-    packed_length: np.ndarray
+    packed: np.ndarray
 
     def take(self, which: np.ndarray) -> "Pieces":
-        return Pieces(self.record[which], self.offset[which], self.length[which], self.packed_length[which])
+        return Pieces(self.record[which], self.offset[which], self.length[which], self.packed[which])
 
 
 @dataclass(frozen=True)
@@ -84,7 +61,12 @@ class Epoch:
 
     windows: np.ndarray
     rows: np.ndarray
-    cost: np.ndarray
+    cost: dict[str, np.ndarray]
+
+    def place(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `windows` each row of the epoch belongs to, and its number within that window."""
+        place = np.searchsorted(self.rows, rows, "right") - 1
+        return place, rows - self.rows[place]
 
 
 class SourcePlan:
@@ -92,49 +74,71 @@ class SourcePlan:
 
     Args:
         name: of the source; its random choices depend on it and on nothing of the other sources.
-        lengths: int [records], tokens of each record.
+        record_lengths: int [records, features].
         shard_starts: int [shards + 1], number of each shard's first record.
-        capacity: tokens a row holds.
-        prepared_length: what the objective makes of a length; must not fall as the length grows.
+        lengths: what the objective makes of lengths, and the capacity of a row.
         seed: fixes the order of every epoch.
-        by: what a row costs in the mixture, "tokens" or "examples" (records).
         window_rows: rows per window, about.
+        counted: rows of each window, where an earlier plan kept them.
 
     Attributes:
+        window_rows: int64 [windows], rows of each window.
         rows: rows of one epoch.
-        tokens: packed tokens of one epoch.
-        cost: cost of one epoch, in tokens or examples.
-        piece_length: longest part of a record that fits a row; longer records are split into parts of this length.
+        cost: cost of one epoch by unit: packed "tokens", or "examples" (records).
+        empty: records without any element, which are left out.
+        split: records longer than a row, which are cut into pieces.
+
+    Raises:
+        UserError: a record that cannot be cut is too long for a row.
     """
 
     def __init__(
         self,
         name: str,
-        lengths: np.ndarray,
-        shard_starts: np.ndarray,
-        capacity: int,
-        prepared_length: Callable[[np.ndarray], np.ndarray],
+        record_lengths: np.ndarray,
+        shard_starts: Sequence[int],
+        lengths: Lengths,
         seed: int,
         *,
-        by: str = "tokens",
         window_rows: int = WINDOW_ROWS,
+        counted: np.ndarray | None = None,
     ):
-        self.name, self._lengths, self._capacity, self._seed = name, lengths.astype(np.int64), capacity, seed
-        self._purpose = purpose_id(f"source {name}")
-        self._prepared, self.piece_length = _prepared_table(prepared_length, capacity)
-        full, rest = np.divmod(self._lengths, self.piece_length)
-        prepared = full * self._prepared[self.piece_length] + self._prepared[rest]
-        self._bounds = _window_bounds(prepared, shard_starts, window_rows * capacity)
-        counted = [packing.count_rows(self._cut(window).packed_length, capacity) for window in range(len(self))]
-        self._window_rows = np.array(counted, np.int64)
-        totals = np.concatenate([[0], np.cumsum(prepared)])[self._bounds]
-        self._window_cost = np.diff(totals if by == "tokens" else self._bounds)
-        self.tokens, self.rows, self.cost = int(totals[-1]), int(self._window_rows.sum()), int(self._window_cost.sum())
+        self.name, self._lengths, self._seed = name, lengths, seed
+        self._records, self._purpose = record_lengths.astype(np.int64), purpose_id(f"source {name}")
+        self._split = can_split(self._records)
+        prepared, examples = self._measure()
+        self._bounds = _window_bounds(prepared, lengths.capacity, shard_starts, window_rows)
+        if counted is None or len(counted) != len(self):
+            counted = [packing.count_rows(self._cut(window).packed, lengths.capacity) for window in range(len(self))]
+        self.window_rows = np.array(counted, np.int64)
+        self.rows = int(self.window_rows.sum())
+        sums = {"tokens": prepared.sum(axis=1), "examples": examples}
+        self._window_cost = {by: np.add.reduceat(values, self._bounds[:-1]) for by, values in sums.items()}
+        self.cost = {by: int(values.sum()) for by, values in self._window_cost.items()}
         self._epochs, self._windows = Recent(4), Recent(4)
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self._bounds) - 1
+
+    def _measure(self) -> tuple[np.ndarray, np.ndarray]:
+        """Packed elements of each record, int64 [records, packed features], and whether it counts as an example."""
+        examples = self._records.any(axis=1).astype(np.int64)
+        self.empty, self.split = int((examples == 0).sum()), 0
+        if self._split:
+            table, longest = self._lengths.table, self._lengths.longest
+            full, rest = np.divmod(self._records[:, 0], longest)
+            self.split = int((self._records[:, 0] > longest).sum())
+            return full[:, None] * table[longest] + table[rest], examples
+        prepared = self._lengths.prepared(self._records) * examples[:, None]
+        long = np.flatnonzero((prepared > self._lengths.capacity).any(axis=1))
+        if long.size:
+            raise UserError(
+                f"source {self.name}: {long.size} of {len(prepared)} records are longer than a row (the first has "
+                f"{prepared[long[0]].tolist()}, a row {list(self._lengths.capacity)}) and pairs are never cut: "
+                "raise the sequence length or shorten them in the task"
+            )
+        return prepared, examples
 
     def epoch(self, number: int) -> Epoch:
         """The order of windows in epoch `number`."""
@@ -144,69 +148,83 @@ class SourcePlan:
         """Window `window` (an index into the cache's order) as packed in epoch `epoch`."""
         return self._windows.get((epoch, window), lambda: self._pack(epoch, window))
 
-    def locate(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Groups rows by window.
-
-        Args:
-            rows: int64 [n], rising, counted from the start of epoch 0.
-
-        Returns:
-            (epoch, window, positions in `rows`, row numbers within the window) for each window touched.
-        """
-        groups = []
+    def by_epoch(self, rows: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Splits rows counted from the start of epoch 0: (epoch, positions in `rows`, row numbers in the epoch)."""
         numbers = rows // self.rows
-        for number in np.unique(numbers).tolist():
-            chosen = np.flatnonzero(numbers == number)
+        groups = ((number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist())
+        return [(number, chosen, rows[chosen] - number * self.rows) for number, chosen in groups]
+
+    def locate(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Splits rows by window: (epoch, window, positions in `rows`, row numbers within the window)."""
+        groups = []
+        for number, chosen, within in self.by_epoch(rows):
             order = self.epoch(number)
-            within = rows[chosen] - number * self.rows
-            place = np.searchsorted(order.rows, within, "right") - 1
+            place, inside = order.place(within)
             for each in np.unique(place).tolist():
-                mine = place == each
-                groups.append((number, int(order.windows[each]), chosen[mine], within[mine] - order.rows[each]))
+                mine = np.flatnonzero(place == each)
+                groups.append((number, int(order.windows[each]), chosen[mine], inside[mine]))
         return groups
+
+    def position(self, rows: np.ndarray, by: str, part: float = 0.5) -> np.ndarray:
+        """Where on the source's line of cost the given part of each row lies, float64, rising with the row."""
+        position = np.empty(len(rows))
+        for number, chosen, within in self.by_epoch(rows):
+            order = self.epoch(number)
+            place, inside = order.place(within)
+            cost, size = order.cost[by], self.window_rows[order.windows[place]]
+            position[chosen] = (
+                number * self.cost[by] + cost[place] + (inside + part) / size * (cost[place + 1] - cost[place])
+            )
+        return position
+
+    def row_near(self, position: float, by: str) -> int:
+        """The row that begins at or before `position`, give or take one for rounding."""
+        number, rest = divmod(max(position, 0.0), self.cost[by])
+        order = self.epoch(int(number))
+        cost = order.cost[by]
+        place = min(int(np.searchsorted(cost, rest, "right")) - 1, len(self) - 1)
+        size = int(order.rows[place + 1] - order.rows[place])
+        inside = min(int((rest - cost[place]) / (cost[place + 1] - cost[place]) * size), size - 1)
+        return int(number) * self.rows + int(order.rows[place]) + inside
 
     def _order(self, number: int) -> Epoch:
         windows = host_rng(self._seed, "window order", self._purpose, number).permutation(len(self))
-        rows, cost = (np.concatenate([[0], np.cumsum(a[windows])]) for a in (self._window_rows, self._window_cost))
-        return Epoch(windows, rows, cost)
+        rows, tokens, examples = (
+            np.concatenate([[0], np.cumsum(values[windows])])
+            for values in (self.window_rows, self._window_cost["tokens"], self._window_cost["examples"])
+        )
+        return Epoch(windows, rows, {"tokens": tokens, "examples": examples})
 
     def _pack(self, epoch: int, window: int) -> Window:
         pieces = self._cut(window)
         rng = host_rng(self._seed, "packing", self._purpose, epoch, window)
-        row = packing.pack(pieces.packed_length, self._capacity, rng)
+        row = packing.pack(pieces.packed, self._lengths.capacity, rng)
         order = np.argsort(row * len(row) + rng.permutation(len(row)))  # by row; within a row, at random
-        starts = np.concatenate([[0], np.cumsum(np.bincount(row))])
-        return Window(pieces.take(order), starts)
+        return Window(pieces.take(order), np.concatenate([[0], np.cumsum(np.bincount(row))]))
 
     def _cut(self, window: int) -> Pieces:
         """The pieces of a window's records, in the cache's order."""
         records = np.arange(self._bounds[window], self._bounds[window + 1])
-        lengths = self._lengths[records]
-        count = -(-lengths // self.piece_length)
-        record = np.repeat(records, count)
-        offset = ragged_arange(np.zeros_like(count), count) * self.piece_length
-        length = np.minimum(np.repeat(lengths, count) - offset, self.piece_length)
-        return Pieces(record, offset, length, self._prepared[length])
+        lengths = self._records[records]
+        if not self._split:
+            kept = lengths.any(axis=1)
+            offset = np.zeros(int(kept.sum()), np.int64)
+            return Pieces(records[kept], offset, lengths[kept], self._lengths.prepared(lengths[kept]))
+        longest = self._lengths.longest
+        count = -(-lengths[:, 0] // longest)
+        offset = ragged_arange(np.zeros_like(count), count) * longest
+        length = np.minimum(np.repeat(lengths[:, 0], count) - offset, longest)
+        packed = self._lengths.table[length]
+        return Pieces(np.repeat(records, count), offset, np.repeat(length[:, None], lengths.shape[1], axis=1), packed)
 
 
-def _prepared_table(prepared_length: Callable, capacity: int) -> tuple[np.ndarray, int]:
-    """Prepared lengths of 0..n, where n is the longest that fits `capacity`."""
-    lengths = np.arange(4 * capacity + 1)
-    prepared = np.asarray(prepared_length(lengths[1:]), np.int64)
-    check(prepared.shape == (4 * capacity,), "the objective's prepared_length must return one length for each it gets")
-    check(bool(np.all(np.diff(prepared) >= 0)), "the objective's prepared_length must not fall as the length grows")
-    check(prepared[0] >= 1, "the objective's prepared_length must be 1 or more")
-    longest = int(np.searchsorted(prepared, capacity, "right"))
-    check(longest > 0, f"not even a record of one token fits a sequence of {capacity} after the objective's prepare")
-    return np.concatenate([[0], prepared[:longest]]), longest
-
-
-def _window_bounds(prepared: np.ndarray, shard_starts: Sequence[int], tokens: int) -> np.ndarray:
-    """Record numbers at which windows of about equal size begin; no window crosses a shard."""
-    ends = np.concatenate([[0], np.cumsum(prepared)])
-    bounds = [0]
+def _window_bounds(prepared: np.ndarray, capacity: Sequence[int], shard_starts: Sequence[int], rows: int) -> np.ndarray:
+    """Record numbers at which windows of about `rows` full rows begin; no window crosses a shard or is empty."""
+    fullest = int(np.argmax(prepared.sum(axis=0) / capacity))
+    ends = np.concatenate([[0], np.cumsum(prepared[:, fullest])])
+    bounds = []
     for first, last in itertools.pairwise(shard_starts):
-        count = max(1, round(int(ends[last] - ends[first]) / tokens))
+        count = max(1, round(int(ends[last] - ends[first]) / (rows * capacity[fullest])))
         targets = ends[first] + (ends[last] - ends[first]) * np.arange(1, count + 1) // count
         bounds += np.searchsorted(ends, targets).tolist()
-    return np.unique(np.array(bounds, np.int64))
+    return np.unique([0, *(bound for bound in bounds if ends[bound] > 0)])

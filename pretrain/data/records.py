@@ -169,21 +169,27 @@ class Shards:
         return {**self.__dict__, "_readers": {}}
 
     def read(self, records: np.ndarray) -> list[bytes]:
-        """The bytes of `records` (int64 [n], all in one shard), each checked.
+        """The bytes of `records` (int64 [n], rising), each checked.
 
         Raises:
             RunError: a record cannot be read or is not the one the index describes.
         """
-        shard = int(np.searchsorted(self.starts, records[0], "right")) - 1
+        shards = np.searchsorted(self.starts, records, "right") - 1
+        found: list[bytes] = []
+        for shard in np.unique(shards).tolist():
+            found += self._read_shard(shard, records[shards == shard])
+        return found
+
+    def _read_shard(self, shard: int, records: np.ndarray) -> list[bytes]:
+        within = records - self.starts[shard]
         try:
-            found = self._reader(shard).read((records - self.starts[shard]).tolist())
+            found = self._reader(shard).read(within.tolist())
         except (RuntimeError, IndexError, ValueError) as error:
             raise RunError(f"{self._file(shard)} cannot be read ({_first_line(error)}); {_REBUILD}") from error
         checksums = np.fromiter(map(zlib.crc32, found), np.uint32, len(found))
         wrong = np.flatnonzero(checksums != self.index.checksums[records])
         if wrong.size:
-            record = int(records[wrong[0]] - self.starts[shard])
-            raise RunError(f"{self._file(shard)}: record {record} is damaged (checksum differs); {_REBUILD}")
+            raise RunError(f"{self._file(shard)}: record {within[wrong[0]]} is damaged (checksum differs); {_REBUILD}")
         return found
 
     def _reader(self, shard: int) -> ArrayRecordReader:
