@@ -47,9 +47,15 @@ from pretrain.train.step import StepBuilder, objective_totals
 
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
-    "MeshConfig.", "LoaderConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
-    "Training.eval_batches", "Generation.", "Perplexity.",
+    "MeshConfig.", "LoaderConfig.num_", "LoaderConfig.prefetch", "Checkpointing.", "Training.log_every",
+    "Training.eval_every", "Training.eval_batches", "Generation.", "Perplexity.",
 )  # fmt: skip
+
+CONFIGS = (
+    Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, Optimizer, Schedule, Checkpointing, Perplexity,
+    Generation,
+)  # fmt: skip
+RESULTS = ("corpus/complete.json", "cache", "checkpoints")  # once one is there, the configuration is fixed
 
 
 @gin.configurable
@@ -65,6 +71,8 @@ class Experiment:
         self.workdir = Path(workdir)
         self.objective = objective or Causal()
         self.training = Training()
+        for config in CONFIGS:  # a wrong value shows now, not after an hour in the stage that needs it
+            config()
 
     @classmethod
     def from_gin(
@@ -87,9 +95,10 @@ class Experiment:
                 f"{workdir} holds no run yet: give --gin_file=FILE, e.g. gin_configs/runs/quickstart.gin",
             )
         gin_config.load(list(gin_files) or [str(saved)], bindings)
-        if saved.exists():
+        experiment = cls(workdir)
+        if saved.exists() and any((experiment.workdir / made).exists() for made in RESULTS):
             _check_same_run(read_json(Path(workdir) / "config.json"), gin_config.resolved(), workdir)
-        return cls(workdir)
+        return experiment
 
     @classmethod
     def open(cls, workdir: str) -> "Experiment":
@@ -98,6 +107,7 @@ class Experiment:
 
     def run(self, *, workers: int | None = None, init_from: str | None = None) -> None:
         """All stages, each skipped where it is finished."""
+        self._check_sizes()
         self.curate(workers=workers)
         self.cache(workers=workers)
         self.train(init_from=init_from)
@@ -134,19 +144,8 @@ class Experiment:
 
     def trainer(self, *, init_from: str | None = None) -> Trainer:
         """Everything a training run needs, joined but not started."""
+        self._check_sizes()
         training, specification = self.training, self.model_config()
-        check(
-            training.sequence_length <= specification.max_length,
-            f"SEQUENCE_LENGTH ({training.sequence_length}) is longer than TransformerConfig.max_length "
-            f"({specification.max_length})",
-        )
-        rows = training.batch_size // training.microbatches
-        batch_ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.mesh.shape["expert"]
-        check(
-            rows % batch_ways == 0,
-            f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {batch_ways} ways "
-            "the mesh splits a batch (data x fsdp x expert)",
-        )
         optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, self.model.logical_axes())
         builder = StepBuilder(self.model, self.objective, optimizer, rate, training.microbatches, training.head_chunks)
         params = self._params_from(init_from) if init_from else None
@@ -280,6 +279,21 @@ class Experiment:
             lambda start: (batch for _, batch in train.iterate(start)), train.state, validation, bytes_per_token
         )
 
+    def _check_sizes(self) -> None:
+        """What training needs of batch, sequence, model and mesh together; asked before any stage has worked."""
+        training, longest = self.training, TransformerConfig().max_length
+        check(
+            training.sequence_length <= longest,
+            f"SEQUENCE_LENGTH ({training.sequence_length}) is longer than TransformerConfig.max_length ({longest})",
+        )
+        rows = training.batch_size // training.microbatches
+        batch_ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.mesh.shape["expert"]
+        check(
+            rows % batch_ways == 0,
+            f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {batch_ways} ways "
+            "the mesh splits a batch (data x fsdp x expert)",
+        )
+
     def _scorer(self, params: Params, batch_size: int):
         """Batch -> total nats, compiled on the mesh."""
         training = self.training
@@ -317,11 +331,7 @@ class Experiment:
         )
         shardings = tree_shardings(self.model.logical_axes(), self.model.shapes, self.mesh)
         with Checkpointer(other / "checkpoints", read_only=True) as checkpointer:
-            try:
-                return checkpointer.restore_params(self.model.shapes, shardings)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"--init_from={workdir}: its parameters do not fit this model: {reason}") from error
+            return checkpointer.restore_params(self.model.shapes, shardings)
 
     def _keep_config(self) -> None:
         """Writes down what this run is made of, before it makes anything."""

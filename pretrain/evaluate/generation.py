@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.core.rng import device_key
 from pretrain.models.functional import FunctionalModel, Params
 
@@ -42,6 +43,8 @@ class Generation:
     prompts: tuple[str, ...] = ("",)
 
     def __post_init__(self):
+        check_fields(self)
+        object.__setattr__(self, "prompts", tuple(self.prompts))  # gin gives a list; jit wants a hash
         check(self.max_tokens >= 1, f"max_tokens must be >= 1, got {self.max_tokens}")
         check(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
         check(self.top_k >= 0, f"top_k must be >= 0 (0 means all tokens), got {self.top_k}")

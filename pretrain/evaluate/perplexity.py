@@ -14,6 +14,7 @@ import numpy as np
 
 from pretrain.core.batch import Batch
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 
 WINDOWS_AT_ONCE = 20_000  # packed together; bounds memory, whatever the size of the held-out set
 
@@ -32,6 +33,7 @@ class Perplexity:
     context: float = 0.5
 
     def __post_init__(self):
+        check_fields(self)
         check(self.batch_size >= 1, f"Perplexity.batch_size must be >= 1, got {self.batch_size}")
         check(0 <= self.context < 1, f"Perplexity.context must be in [0, 1), got {self.context}")
 

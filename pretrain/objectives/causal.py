@@ -12,6 +12,7 @@ import numpy as np
 
 from pretrain.core.batch import ArraySpec, Batch
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.objectives.base import Metrics, ModelNeeds, Objective, Term, Terms
 from pretrain.objectives.losses import cross_entropy, weighted_sum
 
@@ -32,6 +33,7 @@ class Causal(Objective):
     model_needs = ModelNeeds(causal=True)
 
     def __post_init__(self):
+        check_fields(self)
         check(self.z_loss >= 0, f"Causal.z_loss must be >= 0, got {self.z_loss}")
 
     def finish(self, packed: Batch, rng: np.random.Generator) -> Batch:

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.optim.schedules import Schedule
 
 
@@ -31,7 +32,7 @@ class Optimizer:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
-        check(self.kind == "adamw", f"Optimizer.kind must be adamw, got {self.kind!r}")
+        check_fields(self)
         for name in ("b1", "b2"):
             check(0 <= getattr(self, name) < 1, f"Optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
         check(self.epsilon > 0, f"Optimizer.epsilon must be > 0, got {self.epsilon}")

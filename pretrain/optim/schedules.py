@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 
 
 @gin.configurable
@@ -31,8 +32,7 @@ class Schedule:
     final_ratio: float = 0.1
 
     def __post_init__(self):
-        kinds = ("constant", "cosine", "wsd", "inverse_sqrt")
-        check(self.kind in kinds, f"Schedule.kind must be one of {', '.join(kinds)}; got {self.kind!r}")
+        check_fields(self)
         check(self.peak > 0, f"Schedule.peak must be > 0, got {self.peak}")
         check(self.warmup_steps >= 0, f"Schedule.warmup_steps must be >= 0, got {self.warmup_steps}")
         check(0 < self.decay_fraction <= 1, f"Schedule.decay_fraction must be in (0, 1], got {self.decay_fraction}")

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.sharding.rules import MESH_AXES
 
 
@@ -34,9 +35,10 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
+        check_fields(self)
         ways = dataclasses.astuple(self)
         check(
-            all(isinstance(w, int) and (w >= 1 or w == -1) for w in ways),
+            all(w >= 1 or w == -1 for w in ways),
             f"MeshConfig sizes are whole numbers >= 1, or -1 for the rest; got {dataclasses.asdict(self)}",
         )
         check(ways.count(-1) <= 1, f"MeshConfig: only one axis can be -1; got {dataclasses.asdict(self)}")

@@ -12,7 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from pretrain.core.errors import UserError, check
+from pretrain.core.fields import check_fields
 from pretrain.core.storage import Path
+from pretrain.core.trees import named_leaves
 from pretrain.train.state import TrainState
 
 
@@ -30,6 +32,7 @@ class Checkpointing:
     keep: int = 3
 
     def __post_init__(self):
+        check_fields(self)
         check(self.every >= 1, f"CHECKPOINT_EVERY must be >= 1 step, got {self.every}")
         check(self.keep >= 1, f"Checkpointing.keep must be >= 1, got {self.keep}")
 
@@ -71,9 +74,20 @@ class Checkpointer:
         return TrainState(**restored["state"]), restored["position"]
 
     def restore_params(self, shapes: Any, shardings: Any, step: int | None = None) -> Any:
-        """Only the parameters of `step` (newest by default), for evaluation, generation and `--init_from`."""
+        """Only the parameters of `step` (newest by default), for evaluation, generation and `--init_from`.
+
+        Raises:
+            UserError: there is no such checkpoint, or its parameters are those of another model.
+        """
+        step = self._existing(step)
+        kept = ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree["params"]
+        theirs = {name: tuple(leaf.shape) for name, leaf in named_leaves(kept).items()}
+        ours = {name: tuple(leaf.shape) for name, leaf in named_leaves(shapes).items()}
+        for name in sorted(theirs.keys() | ours.keys()):
+            there, here = (f"{tree[name]}" if name in tree else "missing" for tree in (theirs, ours))
+            check(there == here, f"{self._folder} is of another model: {name} is {there} there and {here} here")
         args = _restore_args({"params": shapes}, {"params": shardings}, partial=True)
-        return self._manager.restore(self._existing(step), args=ocp.args.Composite(state=args))["state"]["params"]
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
     def _existing(self, step: int | None) -> int:
         if step is None:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from pretrain.core.batch import Batch
 from pretrain.core.console import Progress, say
 from pretrain.core.errors import RunError, check
+from pretrain.core.fields import check_fields
 from pretrain.core.storage import Path
 from pretrain.sharding.placement import batch_shardings, place_batch, replicated
 from pretrain.sharding.rules import use_mesh
@@ -53,6 +54,7 @@ class Training:
     eval_batches: int = 20
 
     def __post_init__(self):
+        check_fields(self)
         for name, least in (
             ("steps", 1),
             ("batch_size", 1),
@@ -65,10 +67,7 @@ class Training:
             ("eval_batches", 0),
         ):
             value = getattr(self, name)
-            check(
-                isinstance(value, int) and value >= least,
-                f"Training.{name} must be a whole number >= {least}, got {value!r}",
-            )
+            check(value >= least, f"Training.{name} must be >= {least}, got {value!r}")
         check(
             self.batch_size % self.microbatches == 0,
             f"BATCH_SIZE ({self.batch_size}) must be a multiple of Training.microbatches ({self.microbatches})",
@@ -151,7 +150,7 @@ class Trainer:
                 return state
             log = MetricsLog(self.workdir, start)
             try:
-                return self._steps(state, start, checkpointer, log)
+                return self.steps(state, start, checkpointer, log)
             finally:
                 log.close()
 
@@ -179,7 +178,8 @@ class Trainer:
         say(f"train: resumed from step {start}")
         return state, start
 
-    def _steps(self, state: TrainState, start: int, checkpointer: Checkpointer, log: MetricsLog) -> TrainState:
+    def steps(self, state: TrainState, start: int, checkpointer: Checkpointer, log: MetricsLog) -> TrainState:
+        """Trains from `start` steps done to the last one, logging, validating and saving as configured."""
         config, clock = self.config, _Clock(self, start)
         batches = self.data.batches(start)
         pending: tuple[int, dict] | None = None
@@ -192,24 +192,34 @@ class Trainer:
                 pending = (step, scalars)
                 validate = config.eval_every and (step % config.eval_every == 0 or step == config.steps)
                 save = step % self.checkpointing.every == 0 or step == config.steps
-                if validate:
-                    pending = (step, {**scalars, **self.validate(state)})
-                if save:
-                    self._log(*pending, log, clock, progress)
+                if validate or save:
+                    self._log(step, scalars, log, clock, progress, state if validate else None)
                     pending = None
+                if save:
                     log.flush()
                     checkpointer.save(step, state, self.data.position(step))
                 if validate or save:
                     clock.restart(step)
         return state
 
-    def _log(self, step: int, scalars: dict, log: MetricsLog, clock: "_Clock", progress: Progress) -> None:
-        """Fetches a step's metrics, which also keeps Python at most one step ahead of the device."""
+    def _log(
+        self,
+        step: int,
+        scalars: dict,
+        log: MetricsLog,
+        clock: "_Clock",
+        progress: Progress,
+        validated: TrainState | None = None,
+    ) -> None:
+        """Fetches a step's metrics, which also keeps Python at most one step ahead of the device.
+
+        A state in `validated` is validated, after the clock was read.
+        """
         values = {name: float(value) for name, value in jax.device_get(scalars).items()}
         progress.update(1, f"loss {values['loss']:.3f}")
-        due = step % self.config.log_every == 0 or step == self.config.steps or "validation_loss" in values
-        if due:
-            log.write(step, {**values, **clock.rates(step)})
+        if step % self.config.log_every == 0 or step == self.config.steps or validated is not None:
+            rates = clock.rates(step)
+            log.write(step, {**values, **rates, **(self.validate(validated) if validated is not None else {})})
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Loss and metrics over the validation batches, exact sums over tokens."""
