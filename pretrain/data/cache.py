@@ -1,51 +1,63 @@
-"""The cache stage: a curated corpus, tokenized once, in one random order that a seed fixes.
+"""The cache stage: a curated corpus or a seqio mixture, tokenized once, in one random order that a seed fixes.
 
-The shuffle takes two passes and bounded memory: each file of documents is tokenized and dealt at random to the shards
-of its source and split (a spill file), then each shard gathers its share, permutes it and is written. Every file is
-written whole and skipped when it exists, so a killed run goes on where it was; `complete.json` comes last.
+The cache folder holds `tokenizer/`, `<source>/<split>/*.array_record` with an index beside each, and, written last,
+`complete.json`: fingerprints, the feature table, shards and counts. A killed run goes on where it was.
 """
 
-import contextlib
-import dataclasses
-import io
 import os
-import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 import gin
-import numpy as np
-import pyarrow.parquet
 
 from pretrain.core import storage
 from pretrain.core.console import say
-from pretrain.core.errors import RunError, UserError, check
-from pretrain.core.rng import host_rng, purpose_id
-from pretrain.data import tokenizers
-from pretrain.data.records import Feature, little_endian, token_feature, write_shard
-from pretrain.data.tokenizers import Tokenizer, TokenizerConfig
+from pretrain.core.errors import UserError, check
+from pretrain.data import engines, shuffle, tokenizers
+from pretrain.data.corpus import CorpusInput, document_files, read_documents
+from pretrain.data.tokenizers import TokenizerConfig
 
 FORMAT = 1
-BATCH_BYTES = 4 << 20
+IN_PROCESS_BYTES = 64e6  # a smaller input is not worth starting worker processes for
 
 
 @gin.configurable
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class CacheConfig:
-    """How a corpus becomes token records.
+    """How a corpus, or a seqio mixture, becomes records.
 
     Attributes:
-        tokenizer: which tokenizer to train or load.
+        tokenizer: which tokenizer to train or load; a mixture brings its own vocabulary.
+        mixture: name of a seqio Task or Mixture to cache instead of the curated corpus.
+        modules: modules to import first, which register that task or mixture.
+        splits: of the mixture; those a task lacks are passed over.
         shard_megabytes: text per shard; a source and split smaller than this has one shard.
         seed: fixes the global order.
+        engine: "local" processes or "beam".
+        beam_options: command-line options of the Beam pipeline, e.g. `("--runner=DataflowRunner", ...)`.
+        version: change it to build anew after changing the code of a task, which a fingerprint cannot see.
     """
 
-    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    mixture: str | None = None
+    modules: Sequence[str] = ()
+    splits: Sequence[str] = ("train", "validation")
     shard_megabytes: float = 256.0
     seed: int = 0
+    engine: str = "local"
+    beam_options: Sequence[str] = ()
+    version: str = ""
 
     def __post_init__(self):
         check(self.shard_megabytes > 0, "CacheConfig.shard_megabytes must be positive")
+        check(self.engine in ("local", "beam"), f"CacheConfig.engine = {self.engine!r}: 'local' or 'beam'")
+
+    def content(self) -> dict:
+        """What the records depend on, as JSON."""
+        settings = asdict(self)
+        return {
+            name: settings[name] for name in ("tokenizer", "mixture", "splits", "shard_megabytes", "seed", "version")
+        }
 
 
 def read_info(cache_dir: os.PathLike | str) -> dict:
@@ -64,49 +76,56 @@ def read_info(cache_dir: os.PathLike | str) -> dict:
 def build_cache(
     config: CacheConfig, corpus_dir: os.PathLike | str, cache_dir: os.PathLike | str, *, workers: int | None = None
 ) -> dict:
-    """Builds the cache of a curated corpus, or returns at once when it is there already.
+    """Builds the cache of a curated corpus or a seqio mixture, or returns at once when it is there already.
 
     Args:
-        config: tokenizer, shard size and seed.
-        corpus_dir: what `pretrain curate` wrote: `documents/*.parquet` and `complete.json`.
-        cache_dir: where `tokenizer/`, `<source>/<split>/*.array_record` and `complete.json` go.
-        workers: tokenizing threads; all processors when None.
+        config: what to cache and how.
+        corpus_dir: what `pretrain curate` wrote; not read when `config.mixture` is given.
+        cache_dir: where the cache goes; local or remote.
+        workers: processes; by the size of the input when None.
 
     Returns:
         The content of `complete.json`: fingerprints, feature table, shards and counts by source and split.
 
     Raises:
         UserError: the corpus is missing or empty, or `cache_dir` holds a cache of something else.
+        RunError: the corpus cannot be read, or a worker died.
     """
-    corpus, cache = storage.Path(corpus_dir), storage.Path(cache_dir)
-    check((corpus / "complete.json").exists(), f"no finished corpus in {corpus}; run `pretrain curate` first")
-    inputs = {
-        "format": FORMAT,
-        "corpus": storage.read_json(corpus / "complete.json").get("fingerprint"),
-        "config": dataclasses.asdict(config),
-    }
+    cache = storage.Path(cache_dir)
+    inputs = {"format": FORMAT, "config": config.content(), "corpus": _corpus_fingerprint(config, corpus_dir)}
     fingerprint = storage.fingerprint(inputs)
     _check_folder(cache, fingerprint)
     if (cache / "complete.json").exists():
         return read_info(cache)
     storage.write_json(cache / "building.json", {"fingerprint": fingerprint})
-    files = sorted(path for path in (corpus / "documents").iterdir() if path.name.endswith(".parquet"))
-    check(bool(files), f"{corpus / 'documents'} holds no Parquet file")
-    tokenizer = _tokenizer(config, files, cache / "tokenizer")
-    work = _Work(config, tokenizer, cache, _count_shards(files, config.shard_megabytes))
-    for number, file in enumerate(files):
-        work.spill(number, file, workers or os.cpu_count() or 1)
+    source, rates = _open_input(config, corpus_dir, cache)
+    sizes = source.sizes()
+    check(bool(sizes), "there is nothing to cache: the input holds no document")
+    shards = {key: max(1, round(size / (config.shard_megabytes * 1e6))) for key, size in sizes.items()}
+    entries = _run(config, source, shards, cache, workers if workers or sum(sizes.values()) > IN_PROCESS_BYTES else 1)
+    tokenizer = source.tokenizer
     info = {
         **inputs,
         "fingerprint": fingerprint,
-        "tokenizer": tokenizer.info(),
-        "features": [work.feature.to_json()],
-        "sources": work.write_shards(len(files)),
+        "tokenizer": tokenizer.info() if tokenizer else None,
+        "features": [feature.to_json() for feature in source.features],
+        "rates": rates,
+        "sources": entries,
     }
-    check(_total(info, "train") > 0, f"{corpus}: no document in the train split is left to train on")
+    tokens = sum(splits["train"]["tokens"] for splits in entries.values() if "train" in splits)
+    check(tokens > 0, "no document in the train split is left to train on")
     storage.write_json(cache / "complete.json", info)
-    work.clean_up()
+    shuffle.remove(os.fspath(cache / "spill"))
+    (cache / "building.json").unlink(missing_ok=True)
     return info
+
+
+def _corpus_fingerprint(config: CacheConfig, corpus_dir: os.PathLike | str) -> str | None:
+    if config.mixture is not None:
+        return None
+    marker = storage.Path(corpus_dir) / "complete.json"
+    check(marker.exists(), f"no finished corpus in {corpus_dir}; run `pretrain curate` first")
+    return storage.read_json(marker).get("fingerprint")
 
 
 def _check_folder(cache: storage.Path, fingerprint: str) -> None:
@@ -115,136 +134,48 @@ def _check_folder(cache: storage.Path, fingerprint: str) -> None:
             raise UserError(f"{cache} holds the cache of another corpus or configuration; delete it or choose another")
 
 
-def _total(info: dict, split: str) -> int:
-    return sum(splits[split]["tokens"] for splits in info["sources"].values() if split in splits)
+def _open_input(config: CacheConfig, corpus_dir: os.PathLike | str, cache: storage.Path):
+    """What to cache, and the default rates of its sources (None: by size)."""
+    folder = cache / "tokenizer"
+    if config.mixture is not None:
+        from pretrain.data import tasks  # seqio is needed only here
+
+        source = tasks.TaskInput(config.mixture, tuple(config.modules), tuple(config.splits))
+        if source.tokenizer:
+            source.tokenizer.save(folder)
+        return source, source.rates()
+    if not (folder / tokenizers.INFO_FILE).exists():
+        say(f"cache: tokenizer ({config.tokenizer.kind})")
+        files = document_files(corpus_dir)
+        texts = (t for file in files for _, split, _, group in read_documents(file) if split == "train" for t in group)
+        tokenizers.train_or_load(config.tokenizer, texts, folder)
+    return CorpusInput(os.fspath(corpus_dir), os.fspath(folder)), None
 
 
-def _tokenizer(config: CacheConfig, files: Sequence[storage.Path], folder: storage.Path) -> Tokenizer:
-    if (folder / tokenizers.INFO_FILE).exists():
-        return tokenizers.load(folder)
-    say(f"cache: tokenizer ({config.tokenizer.kind})")
-    texts = (
-        text for file in files for _, split, _, texts in read_documents(file) if split == "train" for text in texts
-    )
-    return tokenizers.train_or_load(config.tokenizer, texts, folder)
-
-
-def read_documents(file: storage.Path) -> Iterator[tuple[str, str, np.ndarray, list[str]]]:
-    """Yields (source, split, row numbers in the file, texts) in groups of bounded size."""
-    with file.open("rb") as stream:
-        row = 0
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(1024, columns=["source", "split", "text"]):
-            groups = defaultdict(list)
-            columns = (batch.column(name).to_pylist() for name in ("source", "split"))
-            for offset, key in enumerate(zip(*columns, strict=True)):
-                groups[key].append(offset)
-            texts = batch.column("text").to_pylist()
-            for (source, split), offsets in sorted(groups.items()):
-                yield source, split, np.array(offsets) + row, [texts[offset] or "" for offset in offsets]
-            row += batch.num_rows
-
-
-def _count_shards(files: Sequence[storage.Path], shard_megabytes: float) -> dict[tuple[str, str], int]:
-    """Number of shards of each source and split, from row counts and the files' metadata alone."""
-    size = defaultdict(float)
-    for file in files:
-        with file.open("rb") as stream:
-            parquet = pyarrow.parquet.ParquetFile(stream)
-            column = parquet.schema_arrow.get_field_index("text")
-            check(column >= 0, f"{file} has no column named text")
-            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
-            text = sum(group.column(column).total_uncompressed_size for group in groups)
-            table = parquet.read(columns=["source", "split"])
-        for counted in table.group_by(["source", "split"]).aggregate([([], "count_all")]).to_pylist():
-            size[counted["source"], counted["split"]] += text * counted["count_all"] / table.num_rows
-    return {key: max(1, round(value / (shard_megabytes * 1e6))) for key, value in sorted(size.items())}
-
-
-class _Work:
-    """The two passes over one corpus."""
-
-    def __init__(self, config: CacheConfig, tokenizer: Tokenizer, cache: storage.Path, shards: dict):
-        self._config, self._tokenizer, self._cache, self._shards = config, tokenizer, cache, shards
-        self._spills = cache / "spill"
-        self.feature: Feature = token_feature(tokenizer.vocab_size)
-
-    def spill(self, number: int, file: storage.Path, threads: int) -> None:
-        """First pass over one file: tokenizes its documents and deals them to shards."""
-        target = self._spills / f"{number:05d}.npz"
-        if target.exists():
-            return
-        parts = defaultdict(list)  # (source, split, shard) -> [(document number, text bytes, tokens)]
-        rng = host_rng(self._config.seed, "cache shards", number)
-        empty = defaultdict(int)
-        for source, split, rows, texts in read_documents(file):
-            shards = rng.integers(self._shards[source, split], size=len(rows))
-            for row, shard, text, ids in zip(rows, shards, texts, self._tokenizer.encode(texts), strict=True):
-                if not text:
-                    empty[source, split] += 1
-                    continue
-                tokens = np.append(ids, self._tokenizer.eos_id)
-                parts[source, split, int(shard)].append(((number << 32) + int(row), len(text.encode()), tokens))
-        arrays = {f"{'/'.join(map(str, key))}/empty": np.array(count) for key, count in empty.items()}
-        for (source, split, shard), documents in parts.items():
-            numbers, sizes, tokens = zip(*documents, strict=True)
-            prefix = f"{source}/{split}/{shard}"
-            arrays[f"{prefix}/documents"] = np.array(numbers, np.uint64)
-            arrays[f"{prefix}/text_bytes"] = np.array(sizes, np.uint32)
-            arrays[f"{prefix}/lengths"] = np.array([len(each) for each in tokens], np.uint32)
-            arrays[f"{prefix}/tokens"] = self._stored(np.concatenate(tokens), file)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        storage.write_bytes(target, buffer.getvalue())
-
-    def _stored(self, tokens: np.ndarray, file: storage.Path) -> np.ndarray:
-        if tokens.min() < 0 or tokens.max() >= self._tokenizer.vocab_size:
-            raise RunError(f"{file}: token ids {tokens.min()}..{tokens.max()}, vocabulary {self._tokenizer.vocab_size}")
-        return tokens.astype(little_endian(self.feature.dtype))
-
-    def write_shards(self, files: int) -> dict:
-        """Second pass: gathers, permutes and writes every shard; returns the `sources` part of `complete.json`."""
-        sources = defaultdict(dict)
-        with contextlib.ExitStack() as stack:
-            spills = []
-            for number in range(files):
-                stream = stack.enter_context((self._spills / f"{number:05d}.npz").open("rb"))
-                spills.append(stack.enter_context(np.load(stream)))
-            for (source, split), shards in self._shards.items():
-                say(f"cache: {source} {split}: {shards} shard{'s' * (shards > 1)}")
-                entries = [self._write_shard(spills, source, split, shard) for shard in range(shards)]
-                empty = sum(int(spill[name]) for spill in spills if (name := f"{source}/{split}/empty") in spill)
-                sources[source][split] = {
-                    "documents": sum(entry["records"] for entry in entries),
-                    "tokens": sum(entry["tokens"] for entry in entries),
-                    "bytes": sum(entry["bytes"] for entry in entries),
-                    "empty_documents": empty,
-                    "shards": entries,
-                }
-        return dict(sources)
-
-    def _write_shard(self, spills: Sequence, source: str, split: str, shard: int) -> dict:
-        count = self._shards[source, split]
-        path = self._cache / source / split / f"{split}-{shard:05d}-of-{count:05d}.array_record"
-        done = self._spills / f"{source}.{split}.{shard:05d}.json"
-        if done.exists():
-            return storage.read_json(done)
-        names = ("documents", "text_bytes", "lengths", "tokens")
-        prefix = f"{source}/{split}/{shard}"
-        parts = [[spill[f"{prefix}/{name}"] for name in names] for spill in spills if f"{prefix}/tokens" in spill]
-        empty = [np.zeros(0, np.uint64)] * 3 + [np.zeros(0, little_endian(self.feature.dtype))]
-        documents, text_bytes, lengths, tokens = (np.concatenate(arrays) for arrays in zip(*parts, empty, strict=True))
-        order = host_rng(self._config.seed, "cache order", purpose_id(f"{source}/{split}"), shard).permutation(
-            len(lengths)
-        )
-        ends = np.cumsum(lengths).astype(np.int64)
-        records = (tokens[ends[row] - int(lengths[row]) : ends[row]].tobytes() for row in order)
-        entry = write_shard(path, records, lengths[order][:, None], documents[order], text_bytes[order])
-        entry |= {"tokens": int(lengths.sum()), "bytes": int(text_bytes.sum())}
-        storage.write_json(done, entry)
-        return entry
-
-    def clean_up(self) -> None:
-        """Removes what only a restart needs."""
-        with contextlib.suppress(OSError):
-            (self._cache / "building.json").unlink()
-            self._spills.rmtree() if storage.is_remote(self._spills) else shutil.rmtree(self._spills)
+def _run(config: CacheConfig, source, shards: shuffle.Shards, cache: storage.Path, workers: int | None) -> dict:
+    """Both passes; returns the `sources` part of `complete.json`."""
+    folder = os.fspath(cache / "spill")
+    features, root = source.features, os.fspath(cache)
+    deal = [(source, unit, shards, config.seed, folder) for unit in range(source.units())]
+    keys = [(key, shard) for key, count in shards.items() for shard in range(count)]
+    write = [(root, key, shard, shards[key], features, config.seed, folder) for key, shard in keys]
+    if config.engine == "beam":
+        engines.run_beam("cache: tokens", shuffle.spill, deal, config.beam_options)
+        engines.run_beam("cache: shards", shuffle.write, write, config.beam_options)
+        workers = 1  # what is left is to read the entries
+    else:
+        engines.run_local("cache: tokens", shuffle.spill, deal, workers)
+    entries = engines.run_local("cache: shards", shuffle.write, write, workers)
+    empty, sources = shuffle.empty_examples(folder), {}
+    for key in shards:
+        mine = [entry for (of, _), entry in zip(keys, entries, strict=True) if of == key]
+        total = {name: sum(entry[name] for entry in mine) for name in ("records", "tokens", "bytes")}
+        sources.setdefault(key[0], {})[key[1]] = {
+            "documents": total["records"],
+            "tokens": total["tokens"],
+            "bytes": total["bytes"],
+            "bytes_per_token": total["bytes"] / max(total["tokens"], 1),
+            "empty_documents": empty.get(key, 0),
+            "shards": mine,
+        }
+    return sources

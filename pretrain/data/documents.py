@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pretrain.core import storage
-from pretrain.data.cache import read_documents, read_info
+from pretrain.data.cache import read_info
+from pretrain.data.corpus import read_documents
 from pretrain.data.records import Feature, Shards, little_endian
 
 RECORDS_AT_ONCE = 1024
