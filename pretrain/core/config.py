@@ -14,14 +14,15 @@ from typing import Any
 import gin
 from gin.config import ConfigurableReference
 
-from pretrain.core.errors import UserError
+from pretrain.core.errors import UserError, check
 from pretrain.core.storage import Path, is_remote
 
 # gin files are found from the current folder, from a checkout's root, and inside an installed package.
 _PACKAGE = LocalPath(__file__).resolve().parents[1]
 for _folder in (_PACKAGE.parent, _PACKAGE):
     gin.add_config_file_search_path(os.fspath(_folder))
-gin.config.register_file_reader(lambda path: Path(path).open("r"), is_remote)
+# Local and remote files only: the reader for files in Python packages logs an error for each path that it does not know.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile), (lambda path: Path(path).open("r"), is_remote)]
 
 _captured: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -103,6 +104,9 @@ class _Verbatim(str):
 
 
 def _check_exists(file: str) -> None:
+    if is_remote(file):
+        check(Path(file).exists(), f"no such gin file: {file}")
+        return
     folders = [Path("."), Path(_PACKAGE.parent), Path(_PACKAGE)]
     if not any((folder / file).exists() for folder in folders):
         raise UserError(f"no such gin file: {file} (looked in the current folder and in {_PACKAGE.parent})")

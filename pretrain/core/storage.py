@@ -12,11 +12,16 @@ from typing import Any
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # object stores through fsspec: TensorFlow stays off training hosts
 
+import fsspec
 from etils import epath
 
 from pretrain.core.errors import RunError, UserError
 
 Path = epath.Path
+
+# What another host or process writes must be seen at once; fsspec would remember listings for the life of the process.
+for _protocol in ("gcs", "s3"):
+    fsspec.config.conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(path: os.PathLike | str) -> bool:
@@ -68,15 +73,14 @@ def read_json(path: os.PathLike | str) -> Any:
 def local_copy(path: os.PathLike | str) -> str:
     """A local file with the content of `path`: itself when local, otherwise a copy in a per-user cache folder.
 
-    For libraries that need a real file (ArrayRecord, SentencePiece). The copy is keyed by path, size and modification
-    time, and downloaded again when those change.
+    For libraries that need a real file (ArrayRecord, SentencePiece). The copy is keyed by what the object store says of
+    the object (name, size, checksum, generation), and made again when any of it changes.
     """
     if not is_remote(path):
         return os.fspath(path)
     path = Path(path)
-    stat = path.stat()
-    key = hashlib.blake2b(f"{path}|{stat.length}|{stat.mtime}".encode(), digest_size=12).hexdigest()
-    folder = os.path.join(tempfile.gettempdir(), f"pretrain-{os.getuid()}", key)
+    filesystem, name = fsspec.url_to_fs(os.fspath(path))
+    folder = os.path.join(tempfile.gettempdir(), f"pretrain-{os.getuid()}", fingerprint([name, filesystem.ukey(name)]))
     target = os.path.join(folder, path.name)
     if not os.path.exists(target):
         os.makedirs(folder, mode=0o700, exist_ok=True)
