@@ -21,7 +21,7 @@ from pretrain.core.storage import Path, is_remote
 _PACKAGE = LocalPath(__file__).resolve().parents[1]
 for _folder in (_PACKAGE.parent, _PACKAGE):
     gin.add_config_file_search_path(os.fspath(_folder))
-# Local and remote files only: the reader for files in Python packages logs an error for each path that it does not know.
+# Local and remote files only: the reader for files in Python packages logs an error for each path it does not know.
 gin.config._FILE_READERS[:] = [(open, os.path.isfile), (lambda path: Path(path).open("r"), is_remote)]
 
 _captured: dict[tuple[str, str], dict[str, Any]] = {}
