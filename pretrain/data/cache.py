@@ -15,7 +15,7 @@ from pretrain.core.console import say
 from pretrain.core.errors import UserError, check
 from pretrain.data import engines, shuffle, tokenizers
 from pretrain.data.corpus import CorpusInput, document_files, read_documents
-from pretrain.data.tokenizers import TokenizerConfig
+from pretrain.data.tokenizer_training import TokenizerConfig, load_path, train_or_load
 
 FORMAT = 1
 IN_PROCESS_BYTES = 64e6  # a smaller input is not worth starting worker processes for
@@ -93,6 +93,8 @@ def build_cache(
     """
     cache = storage.Path(cache_dir)
     inputs = {"format": FORMAT, "config": config.content(), "corpus": _corpus_fingerprint(config, corpus_dir)}
+    if config.mixture is None and config.tokenizer.kind == "load":
+        inputs["loaded_tokenizer"] = load_path(config.tokenizer).fingerprint
     fingerprint = storage.fingerprint(inputs)
     _check_folder(cache, fingerprint)
     if (cache / "complete.json").exists():
@@ -148,7 +150,7 @@ def _open_input(config: CacheConfig, corpus_dir: os.PathLike | str, cache: stora
         say(f"cache: tokenizer ({config.tokenizer.kind})")
         files = document_files(corpus_dir)
         texts = (t for file in files for _, split, _, group in read_documents(file) if split == "train" for t in group)
-        tokenizers.train_or_load(config.tokenizer, texts, folder)
+        train_or_load(config.tokenizer, texts, folder)
     return CorpusInput(os.fspath(corpus_dir), os.fspath(folder)), None
 
 

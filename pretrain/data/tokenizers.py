@@ -5,23 +5,20 @@ of the vocabulary with sentinel 0 last. `decode(encode(text)) == text` for every
 SentencePiece runs with identity normalisation and byte fallback, and U+2581, which it uses inside for the space, is
 written as its three bytes.
 
-SentencePiece: Kudo & Richardson 2018 (arXiv:1808.06226); unigram: Kudo 2018 (arXiv:1804.10959).
+SentencePiece: Kudo & Richardson 2018 (arXiv:1808.06226). Byte-level BPE: Radford et al. 2019 (GPT-2), through Hugging
+Face `tokenizers`. Bytes: Xue et al. 2021 (ByT5, arXiv:2105.13626).
 """
 
 import abc
 import hashlib
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import gin
 import numpy as np
 import sentencepiece
 
 from pretrain.core import storage
 from pretrain.core.errors import RunError, UserError, check
-from pretrain.core.rng import host_rng
 
 INFO_FILE = "tokenizer_info.json"
 _SPACE_SYMBOL = "\u2581"  # SentencePiece's inner spelling of the space
@@ -137,11 +134,12 @@ class SentencePiece(Tokenizer):
         self.base_size = self._processor.vocab_size()
         self.num_extra_ids = extra_ids
         self.eos_id = self._processor.eos_id()
-        self.unk_id = self._processor.unk_id()
-        self.pad_id = max(self._processor.pad_id(), 0)
-        self.bos_id = self._processor.bos_id() if self._processor.bos_id() >= 0 else self.eos_id
         check(self.eos_id >= 0, "the SentencePiece model has no </s>; train one with eos_id >= 0")
-        self._space_symbol_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()]
+        self.unk_id = self._processor.unk_id()
+        self.pad_id = self._processor.pad_id() if self._processor.pad_id() >= 0 else self.eos_id
+        self.bos_id = self._processor.bos_id() if self._processor.bos_id() >= 0 else self.eos_id
+        symbol = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()]
+        self._space_symbol_ids = [] if self.unk_id in symbol else symbol
 
     def model_bytes(self) -> bytes:
         return self._model
@@ -150,7 +148,7 @@ class SentencePiece(Tokenizer):
         texts = list(texts)
         for text in texts:
             text.encode()  # a lone surrogate raises here, in one place for every kind
-        special = [index for index, text in enumerate(texts) if _SPACE_SYMBOL in text]
+        special = [index for index, text in enumerate(texts) if _SPACE_SYMBOL in text and self._space_symbol_ids]
         encoded = [np.array(ids, np.int32) for ids in self._processor.encode(texts, out_type=int)]
         for index in special:
             encoded[index] = self._encode_space_symbols(texts[index])
@@ -167,55 +165,90 @@ class SentencePiece(Tokenizer):
 
 
 class Bytes(Tokenizer):
-    """UTF-8 bytes: pad 0, EOS 1, unk 2, BOS 3, then the 256 bytes (ByT5, arXiv:2105.13626, plus a BOS)."""
+    """UTF-8 bytes: pad 0, EOS 1, unk 2, BOS 3, then the 256 bytes.
+
+    Args:
+        extra_ids: sentinels.
+        bos: False gives ByT5's ids, which have no BOS: bytes from 3 on.
+    """
 
     kind = "bytes"
-    pad_id, eos_id, unk_id, bos_id = 0, 1, 2, 3
-    _OFFSET = 4
-    base_size = 256 + _OFFSET
+    pad_id, eos_id, unk_id = 0, 1, 2
 
-    def __init__(self, extra_ids: int = 0):
+    def __init__(self, extra_ids: int = 0, bos: bool = True):
+        self._first = 4 if bos else 3
+        self.bos_id = 3 if bos else self.eos_id
+        self.base_size = 256 + self._first
         self.num_extra_ids = extra_ids
 
     def model_bytes(self) -> bytes:
         return b""
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self._OFFSET for text in texts]
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self._first for text in texts]
 
     def _decode(self, ids: np.ndarray) -> str:
-        return (ids[ids >= self._OFFSET] - self._OFFSET).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return (ids[ids >= self._first] - self._first).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
 
-@gin.configurable
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Which tokenizer to train or load.
+class HuggingFace(Tokenizer):
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library. Text that looks like a special token stays text.
 
-    Attributes:
-        kind: "bpe" or "unigram" (SentencePiece, trained on the train split), "bytes", or "load".
-        vocab_size: ids in all, sentinels and special ids included; a tiny corpus may give fewer.
-        path: the model to load, for kind "load": a SentencePiece `.model` or a folder written by this project.
-        extra_ids: sentinels for span corruption and infilling.
-        sample_megabytes: text to train on, drawn evenly from the corpus.
-        seed: draws the sample.
+    Args:
+        model: content of the file.
+        extra_ids: sentinels to add after its vocabulary.
+        special: names of the special tokens by role ("eos", "bos", "pad", "unk"); by their usual names where not given.
+            A role without a token is played by EOS.
     """
 
-    kind: str = "bpe"
-    vocab_size: int = 8192
-    path: str | None = None
-    extra_ids: int = 0
-    sample_megabytes: float = 8.0
-    seed: int = 0
+    kind = "huggingface"
+    model_file = "tokenizer.json"
+    USUAL = {  # noqa: RUF012 (a constant)
+        "eos": ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]"),
+        "bos": ("<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]"),
+        "pad": ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
+        "unk": ("<unk>", "[UNK]"),
+    }
 
-    def __post_init__(self):
-        kinds = ("bpe", "unigram", "bytes", "load")
-        check(self.kind in kinds, f"TokenizerConfig.kind = {self.kind!r}: choose one of {', '.join(kinds)}")
-        check(self.extra_ids >= 0, f"TokenizerConfig.extra_ids = {self.extra_ids} must be 0 or more")
-        check(self.sample_megabytes > 0, "TokenizerConfig.sample_megabytes must be positive")
-        trained = self.kind in ("bpe", "unigram")
-        check(not trained or self.vocab_size - self.extra_ids >= 320, "TokenizerConfig.vocab_size is too small: >= 320")
-        check((self.kind == "load") == (self.path is not None), "TokenizerConfig.path goes with kind = 'load'")
+    def __init__(self, model: bytes, extra_ids: int = 0, special: dict[str, str] | None = None):
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise UserError("this tokenizer needs the package tokenizers: pip install tokenizers") from error
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"not a tokenizer.json: {str(error)[:200]}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._model, self.num_extra_ids, self._special = model, extra_ids, special or {}
+        self.base_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.eos_id = self._role("eos")
+        self.bos_id, self.pad_id, self.unk_id = (self._role(role) for role in ("bos", "pad", "unk"))
+
+    def info(self) -> dict:
+        return {**super().info(), "special_tokens": self._special}
+
+    def _role(self, role: str) -> int:
+        asked = self._special.get(role)
+        found = [self._tokenizer.token_to_id(name) for name in ([asked] if asked else self.USUAL[role])]
+        found = [each for each in found if each is not None]
+        check(bool(found) or not asked, f"tokenizer.json has no token {asked!r}")
+        check(bool(found) or role != "eos", "tokenizer.json has no end-of-text token; set TokenizerConfig.eos_token")
+        return found[0] if found else self.eos_id
+
+    def model_bytes(self) -> bytes:
+        return self._model
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            text.encode()  # a lone surrogate raises here, in one place for every kind
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(each.ids, np.int32) for each in encoded]
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
 
 def load(folder: os.PathLike | str) -> Tokenizer:
@@ -228,92 +261,15 @@ def load(folder: os.PathLike | str) -> Tokenizer:
     folder = storage.Path(folder)
     info = storage.read_json(folder / INFO_FILE)
     if info["kind"] == Bytes.kind:
-        tokenizer = Bytes(info["extra_ids"])
+        tokenizer = Bytes(info["extra_ids"], bos=info["bos_id"] != info["eos_id"])
     elif info["kind"] == SentencePiece.kind:
         tokenizer = SentencePiece((folder / SentencePiece.model_file).read_bytes(), info["extra_ids"])
+    elif info["kind"] == HuggingFace.kind:
+        tokenizer = HuggingFace(
+            (folder / HuggingFace.model_file).read_bytes(), info["extra_ids"], info["special_tokens"]
+        )
     else:
         raise RunError(f"{folder / INFO_FILE}: unknown kind of tokenizer {info['kind']!r}")
     if tokenizer.fingerprint != info["fingerprint"]:
         raise RunError(f"{folder}: the tokenizer does not match its fingerprint; build the cache again")
     return tokenizer
-
-
-def train_or_load(config: TokenizerConfig, texts: Iterable[str], folder: os.PathLike | str) -> Tokenizer:
-    """Trains or loads what `config` asks for and saves it to `folder`; `texts` is read only when training."""
-    if config.kind == "bytes":
-        tokenizer = Bytes(config.extra_ids)
-    elif config.kind == "load":
-        tokenizer = _load_path(storage.Path(config.path), config.extra_ids)
-    else:
-        tokenizer = SentencePiece(_train_sentencepiece(config, texts), config.extra_ids)
-    tokenizer.save(folder)
-    return tokenizer
-
-
-def _load_path(path: storage.Path, extra_ids: int) -> Tokenizer:
-    if path.is_dir():
-        return load(path)
-    check(path.exists(), f"TokenizerConfig.path: no such file: {path}")
-    return SentencePiece(path.read_bytes(), extra_ids)
-
-
-def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-    """Trains on a sample; one thread, so that the same text gives the same model on every machine."""
-    sample = _sample(_blocks(texts), int(config.sample_megabytes * 1e6), config.seed)
-    check(bool(sample), "cannot train a tokenizer: the train split holds no text")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample),
-            model_writer=model,
-            model_type=config.kind,
-            vocab_size=config.vocab_size - config.extra_ids,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,  # indentation is one token
-            character_coverage=0.9999,
-            max_sentence_length=1 << 20,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=3,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise RunError(f"SentencePiece could not train a vocabulary of {config.vocab_size}: {error}") from error
-    return model.getvalue()
-
-
-def _blocks(texts: Iterable[str], size: int = 2000) -> Iterator[str]:
-    """Cuts texts into blocks of about `size` characters at line ends, so that pieces may hold newlines."""
-    for text in texts:
-        block = ""
-        for line in text.splitlines(keepends=True):
-            if block and len(block) + len(line) > size:
-                yield block
-                block = ""
-            block += line
-            while len(block) > 2 * size:
-                yield block[:size]
-                block = block[size:]
-        if block:
-            yield block
-
-
-def _sample(blocks: Iterable[str], characters: int, seed: int) -> list[str]:
-    """A uniform sample of blocks of about `characters` in all, in the order read (reservoir sampling)."""
-    rng = host_rng(seed, "tokenizer sample")
-    kept: list[tuple[int, str]] = []
-    held = capacity = 0
-    for index, block in enumerate(blocks):
-        if held < characters:
-            kept.append((index, block))
-            held += len(block)
-            capacity = len(kept)
-        elif (slot := int(rng.integers(index + 1))) < capacity:
-            kept[slot] = (index, block)
-    return [block for _, block in sorted(kept)]
