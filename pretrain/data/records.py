@@ -136,7 +136,7 @@ def _published(path: os.PathLike | str) -> Iterator[str]:
     try:
         yield local
         if storage.is_remote(path):
-            storage.Path(local).copy(target, overwrite=True)
+            storage.write_bytes(target, storage.Path(local).read_bytes())
         else:
             os.chmod(local, 0o644)
             os.replace(local, target)
