@@ -169,6 +169,7 @@ def from_tiktoken(ranks: bytes, pattern: str, eos_token: str) -> bytes:
     except ValueError as error:
         raise UserError(f"not a tiktoken ranks file: {error}") from error
     check(all(bytes([byte]) in rank_of for byte in range(256)), "tiktoken ranks must hold all 256 single bytes")
+    check(set(rank_of.values()) == set(range(len(rank_of))), "tiktoken ranks must run from 0 without gaps")
     spelling = _byte_spelling()
     spelled = {token: "".join(spelling[byte] for byte in token) for token in rank_of}
     merges = []
@@ -183,7 +184,7 @@ def from_tiktoken(ranks: bytes, pattern: str, eos_token: str) -> bytes:
         "invert": False,
     }
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    eos = {"id": max(rank_of.values()) + 1, "content": eos_token, "special": True, "normalized": False}
+    eos = {"id": len(rank_of), "content": eos_token, "special": True, "normalized": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     model = {
         "version": "1.0",
