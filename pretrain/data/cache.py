@@ -119,7 +119,7 @@ def build_cache(
     storage.write_json(cache / "complete.json", info)
     shuffle.remove(os.fspath(cache / "spill"))
     (cache / "building.json").unlink(missing_ok=True)
-    return info
+    return read_info(cache)
 
 
 def _corpus_fingerprint(config: CacheConfig, corpus_dir: os.PathLike | str) -> str | None:

@@ -1,5 +1,6 @@
 """Reads a curated corpus, and turns its documents into token records: the usual input of the cache."""
 
+import contextlib
 import os
 import re
 from collections import defaultdict
@@ -55,20 +56,27 @@ def document_files(corpus_dir: os.PathLike | str) -> list[storage.Path]:
 
 def read_documents(file: storage.Path) -> Iterator[tuple[str, str, np.ndarray, list[str]]]:
     """Yields (source, split, row numbers in the file, texts) in groups of bounded size."""
-    with file.open("rb") as stream:
-        try:
-            parquet, row = pyarrow.parquet.ParquetFile(stream), 0
-            for batch in parquet.iter_batches(1024, columns=["source", "split", "text"]):
-                groups = defaultdict(list)
-                columns = (batch.column(name).to_pylist() for name in ("source", "split"))
-                for offset, key in enumerate(zip(*columns, strict=True)):
-                    groups[key].append(offset)
-                texts = batch.column("text").to_pylist()
-                for (source, split), offsets in sorted(groups.items()):
-                    yield source, split, np.array(offsets) + row, [texts[offset] or "" for offset in offsets]
-                row += batch.num_rows
-        except (pyarrow.ArrowException, OSError) as error:
-            raise RunError(f"{file} cannot be read ({error}); run `pretrain curate` again") from error
+    row = 0
+    with _open(file) as parquet:
+        for batch in parquet.iter_batches(1024, columns=["source", "split", "text"]):
+            groups = defaultdict(list)
+            columns = (batch.column(name).to_pylist() for name in ("source", "split"))
+            for offset, key in enumerate(zip(*columns, strict=True)):
+                groups[key].append(offset)
+            texts = batch.column("text").to_pylist()
+            for (source, split), offsets in sorted(groups.items()):
+                yield source, split, np.array(offsets) + row, [texts[offset] or "" for offset in offsets]
+            row += batch.num_rows
+
+
+@contextlib.contextmanager
+def _open(file: storage.Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """A Parquet file; what is wrong with it is said with its name."""
+    try:
+        with file.open("rb") as stream:
+            yield pyarrow.parquet.ParquetFile(stream)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RunError(f"{file} cannot be read ({error}); run `pretrain curate` again") from error
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,7 @@ class CorpusInput:
         """Bytes of text by source and split, about, from row counts and the files' metadata alone."""
         sizes: dict[tuple[str, str], float] = defaultdict(float)
         for file in document_files(self.corpus_dir):
-            with file.open("rb") as stream:
-                parquet = pyarrow.parquet.ParquetFile(stream)
+            with _open(file) as parquet:
                 column = parquet.schema_arrow.get_field_index("text")
                 check(column >= 0, f"{file} has no column named text")
                 groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]

@@ -124,14 +124,14 @@ def text(rng: np.random.Generator, words: int) -> str:
 
 
 def write_corpus(folder, documents: int = 200, seed: int = 0, files: int = 3, sources=("books", "web")) -> pathlib.Path:
-    """A curated corpus: sources in turn, every eighth document for validation, every fiftieth empty."""
+    """A curated corpus: sources in turn, every seventh document for validation, every fiftieth empty."""
     folder = pathlib.Path(folder)
     rng = np.random.default_rng(seed)
     rows = [
         {
             "id": f"d{number}",
             "source": sources[number % len(sources)],
-            "split": "validation" if number % 8 == 0 else "train",
+            "split": "validation" if number % 7 == 0 else "train",
             "text": "" if number % 50 == 1 else text(rng, int(rng.integers(1, 80))),
             "origin": f"file.txt:{number}",
             "metadata": "{}",
