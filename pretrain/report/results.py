@@ -1,0 +1,65 @@
+"""What a workdir holds, as far as its run has come: the stages write it, the report shows it."""
+
+import dataclasses
+import json
+from typing import Any
+
+from pretrain.core.errors import RunError
+from pretrain.core.storage import Path, read_json
+from pretrain.train.metrics import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of a run; what is not there yet is None or empty.
+
+    Attributes:
+        name: of the run.
+        datasheet: of curation.
+        cache: description of the token cache.
+        metrics: rows of training metrics in order of steps.
+        evaluation: of held-out documents.
+        samples: `{"prompt": ..., "text": ...}` each.
+        environment: what training ran on; see `pretrain.core.environment`.
+        config: the gin configuration.
+    """
+
+    name: str
+    datasheet: dict[str, Any] | None = None
+    cache: dict[str, Any] | None = None
+    metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    evaluation: dict[str, Any] | None = None
+    samples: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    environment: dict[str, Any] | None = None
+    config: str = ""
+
+
+def read_results(workdir: Path, config_text: str) -> Results:
+    """The results in `workdir`.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    return Results(
+        name=workdir.name or "run",
+        datasheet=_optional(workdir / "corpus" / "datasheet.json"),
+        cache=_optional(workdir / "cache" / "complete.json"),
+        metrics=read_metrics(workdir / "metrics.jsonl"),
+        evaluation=_optional(workdir / "evaluation.json"),
+        samples=_samples(workdir / "samples.jsonl"),
+        environment=_optional(workdir / "environment.json"),
+        config=config_text,
+    )
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def _samples(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); run `pretrain generate` again") from error
