@@ -21,6 +21,7 @@ import numpy as np
 from pretrain.core import config as gin_config
 from pretrain.core.console import Progress, say
 from pretrain.core.errors import UserError, check
+from pretrain.core.memory import keep_freed_memory
 from pretrain.core.storage import Path, read_json, write_json, write_text
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.data import tokenizers
@@ -68,6 +69,7 @@ class Experiment:
     """
 
     def __init__(self, workdir: str, objective: Objective | None = None):
+        keep_freed_memory()
         self.workdir = Path(workdir)
         self.objective = objective or Causal()
         self.training = Training()

@@ -159,7 +159,7 @@ COMMANDS = {
                       _all_of(_common_flags, _curate_flags, _output_flag), _curate),
     "cache": Command("documents to a tokenizer and globally shuffled token records",
                      _all_of(_common_flags, _workers_flag), _cache),
-    "train": Command("trains, from the newest checkpoint if there is one", _all_of(_common_flags, _train_flags), _train),
+    "train": Command("trains, from the newest checkpoint on", _all_of(_common_flags, _train_flags), _train),
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
                         _all_of(_common_flags, _checkpoint_flag), _evaluate),
     "generate": Command("samples from the trained model", _all_of(_common_flags, _generate_flags), _generate),
@@ -233,8 +233,11 @@ def main(arguments: Sequence[str]) -> int:
         name, values, bindings = parse(arguments)
         _quiet_libraries()
         COMMANDS[name].run(values, bindings)
-    except (UserError, RunError) as error:
+    except UserError as error:  # gin adds lines about where it was called from
         print(f"pretrain: {str(error).splitlines()[0]}", file=sys.stderr)
+        return error.exit_code
+    except RunError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("pretrain: interrupted; run the same command again to go on", file=sys.stderr)

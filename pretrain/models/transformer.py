@@ -27,8 +27,8 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(config.embed_dim, config)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x_BLD, mask_BLS, rotary, cache=None, offset=None):
-        y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask_BLS, rotary, cache, offset)
+    def __call__(self, x_BLD, mask_BLS, rotary, cache=None, offset=None, *, causal):
+        y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask_BLS, rotary, cache, offset, causal=causal)
         x_BLD = x_BLD + y_BLD
         x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
         return constrain(x_BLD, "batch", "length", "activation_embed"), cache
@@ -60,7 +60,7 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         """Hidden states before the head, [batch, length, embed] in the compute dtype."""
         mask_BLS = attention_mask(segment_ids_BL, causal=causal)
-        return self._stack(tokens_BL, positions_BL, mask_BLS)[0]
+        return self._stack(tokens_BL, positions_BL, mask_BLS, causal=causal)[0]
 
     def head(self, hidden_BLD: jax.Array) -> jax.Array:
         """Logits [batch, length, vocab] in float32."""
@@ -84,9 +84,9 @@ class Transformer(nnx.Module):
         length, capacity = tokens_BL.shape[1], cache.key_BSKQ.shape[2]
         positions_BL = jnp.broadcast_to(offset + jnp.arange(length), tokens_BL.shape)
         mask_BLS = jnp.arange(capacity)[None, None, :] <= positions_BL[:, :, None]
-        return self._stack(tokens_BL, positions_BL, mask_BLS, cache, offset)
+        return self._stack(tokens_BL, positions_BL, mask_BLS, cache, offset, causal=False)
 
-    def _stack(self, tokens_BL, positions_BL, mask_BLS, cache=None, offset=None):
+    def _stack(self, tokens_BL, positions_BL, mask_BLS, cache=None, offset=None, *, causal):
         config, dtype = self.config, compute_dtype(self.config)
         x_BLD = self.embedding[...].astype(dtype)[tokens_BL]
         if self.position_embedding is not None:
@@ -99,7 +99,7 @@ class Transformer(nnx.Module):
 
         def run_layer(x_BLD, scanned):
             layer, layer_cache = scanned
-            return nnx.merge(graph, layer)(x_BLD, mask_BLS, rotary, layer_cache, offset)
+            return nnx.merge(graph, layer)(x_BLD, mask_BLS, rotary, layer_cache, offset, causal=causal)
 
         unroll = config.num_layers if config.scan_unroll == -1 else config.scan_unroll
         x_BLD, cache = jax.lax.scan(_remat(run_layer, config.remat), x_BLD, (layers, cache), unroll=unroll)

@@ -1,0 +1,43 @@
+# Everything a user or CI runs. Each environment is made once and again when setup.py changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+MATRIX = 3.11 3.12 3.13
+
+.PHONY: quickstart test lint test-matrix benchmark-cpu clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# The tests on every interpreter from 3.11 to 3.13 that is found, each with the newest jax it can have.
+test-matrix:
+	@for version in $(MATRIX); do \
+	  python=$$(sh .ci/find_python $$version) || { echo "python $$version: not found, not tested"; continue; }; \
+	  echo "python $$version: $$python"; \
+	  $(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+	done
+
+# PEER is a python with torch and transformers, in an environment of its own.
+benchmark-cpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/cpu_training.py $(if $(PEER),--peer_python=$(PEER))
+
+clean:
+	rm -rf $(VENV) .venv-3.* build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data]'
+	touch $@
+
+$(VENV)/.installed-dev: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,dev]'
+	touch $(VENV)/.installed $@

@@ -1,0 +1,209 @@
+"""Training speed on CPU beside `transformers` GPT-2 under torch.compile: same shape, same parameter count, one run.
+
+    python benchmarks/cpu_training.py --peer_python=PEER_VENV/bin/python [--rounds=8] [--steps=3]
+
+PEER_VENV holds torch and transformers (`pip install torch transformers`), apart from ours. Both sides stay loaded and
+take turns, a few steps each, so that a change in the machine's speed touches both; the ratio is taken round by round.
+Shape: 6 layers x 384, 6 heads, sequence 256, batch 8, vocabulary 8,192, AdamW, clipping at 1.0, float32.
+`loop` is our training loop with real data loading, metrics and logging; `step` is its compiled step alone.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS, EMBED, HEADS, LENGTH, BATCH, VOCAB = 6, 384, 6, 256, 8, 8192
+
+
+def serve(step, parameters: int) -> None:
+    """Answers "N" lines on stdin with the seconds that N steps take."""
+    step(2)
+    print(json.dumps({"parameters": parameters}), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        step(int(line))
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+
+
+def torch_worker() -> None:
+    """GPT-2 of transformers, torch.compile, fused AdamW."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCAB, n_positions=LENGTH, n_embd=EMBED, n_layer=LAYERS, n_head=HEADS,
+                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    compiled = torch.compile(model)
+    tokens = torch.randint(0, VOCAB, (BATCH, LENGTH))
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            loss = compiled(input_ids=tokens, labels=tokens).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+
+    serve(step, sum(p.numel() for p in model.parameters()))
+
+
+def our_trainer(workdir: str, steps: int):
+    """A `Trainer` of the same shape on random documents of the loader's kind."""
+    import numpy as np
+
+    from pretrain.core.memory import keep_freed_memory
+    from pretrain.models.config import TransformerConfig, flops_per_token
+    from pretrain.models.functional import FunctionalModel
+    from pretrain.models.transformer import Transformer
+    from pretrain.objectives.causal import Causal
+    from pretrain.optim.optimizers import Optimizer, build_optimizer
+    from pretrain.optim.schedules import Schedule
+    from pretrain.sharding.mesh import MeshConfig, make_mesh
+    from pretrain.train.checkpoint import Checkpointing
+    from pretrain.train.loop import Data, Trainer, Training
+    from pretrain.train.step import StepBuilder
+
+    keep_freed_memory()  # as every Experiment does
+    config = TransformerConfig(
+        vocab_size=VOCAB, num_layers=LAYERS, embed_dim=EMBED, num_heads=HEADS, mlp_dim=4 * EMBED, max_length=LENGTH,
+        norm="layernorm", positions="learned", activation="gelu", use_bias=True, scan_unroll=-1,
+    )  # fmt: skip
+    model = FunctionalModel(lambda rngs: Transformer(config, rngs=rngs))
+    optimizer, rate = build_optimizer(Optimizer(), Schedule(peak=3e-4), steps, model.logical_axes())
+    objective = Causal()
+    rng = np.random.default_rng(0)
+    packed = {
+        "tokens": rng.integers(0, VOCAB, (BATCH, LENGTH), dtype=np.int32),
+        "segment_ids": np.ones((BATCH, LENGTH), np.int32),
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
+        "first_inputs": np.zeros((BATCH, LENGTH), np.int32),
+    }
+
+    def batches(start: int):
+        while True:
+            yield objective.finish(packed, rng)
+
+    return Trainer(
+        Training(steps=steps, batch_size=BATCH, sequence_length=LENGTH, log_every=1),
+        StepBuilder(model, objective, optimizer, rate), make_mesh(MeshConfig()),
+        Data(batches, lambda step: {"step": step}), workdir, Checkpointing(every=10**9),
+        flops_per_token(config, LENGTH),
+    )  # fmt: skip
+
+
+def step_worker() -> None:
+    """Our compiled step, called from a bare Python loop."""
+    import jax
+
+    from pretrain.core.trees import size
+    from pretrain.sharding.placement import place_batch
+
+    trainer = our_trainer(tempfile.mkdtemp(), 1000)
+    state = trainer.initial_state()
+    batch = place_batch(next(trainer.data.batches(0)), trainer.shardings)
+
+    def step(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, scalars = trainer.train_step(state, batch)
+            jax.block_until_ready(scalars)
+
+    serve(step, size(trainer.builder.model.shapes))
+
+
+class NoCheckpoints:
+    """Stands in for a `Checkpointer`: the loop is timed, not the disk."""
+
+    def save(self, *_) -> None:
+        pass
+
+
+def loop_worker() -> None:
+    """Our training loop: batches made anew, placement, a row of metrics every step, progress."""
+    import dataclasses
+
+    from pretrain.core.trees import size
+    from pretrain.train.metrics import MetricsLog
+
+    workdir = tempfile.mkdtemp()
+    trainer = our_trainer(workdir, 1000)
+    state, done, log = trainer.initial_state(), 0, MetricsLog(workdir)
+
+    def step(count: int) -> None:
+        nonlocal state, done
+        trainer.config = dataclasses.replace(trainer.config, steps=done + count)
+        state = trainer.steps(state, done, NoCheckpoints(), log)
+        done += count
+
+    serve(step, size(trainer.builder.model.shapes))
+
+
+WORKERS = {"torch": torch_worker, "step": step_worker, "loop": loop_worker}
+
+
+class Worker:
+    """A side of the comparison in a process of its own."""
+
+    def __init__(self, name: str, python: str):
+        self.name = name
+        command = [python, __file__, "--worker", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+                                         env=None)  # fmt: skip
+        self.parameters = json.loads(self._process.stdout.readline())["parameters"]
+
+    def run(self, steps: int) -> float:
+        """Seconds of `steps` steps."""
+        print(steps, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())["seconds"]
+
+    def close(self) -> None:
+        self._process.kill()
+
+
+def spread(values: list[float]) -> str:
+    """Median, smallest and largest."""
+    return f"{statistics.median(values):,.3g} ({min(values):,.3g} to {max(values):,.3g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer_python", help="python of an environment with torch and transformers")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        sys.path.insert(0, str(ROOT))
+        WORKERS[arguments.worker]()
+        return
+    sides = {"step": sys.executable, "loop": sys.executable}
+    if arguments.peer_python:
+        sides["torch"] = arguments.peer_python
+    workers = [Worker(name, python) for name, python in sides.items()]
+    seconds = {worker.name: [] for worker in workers}
+    for _ in range(arguments.rounds):
+        for worker in workers:
+            seconds[worker.name].append(worker.run(arguments.steps))
+    tokens = arguments.steps * BATCH * LENGTH
+    for worker in workers:
+        speeds = [tokens / value for value in seconds[worker.name]]
+        print(f"{worker.name:6s} {worker.parameters:,} parameters, tokens/s {spread(speeds)}")
+        worker.close()
+    pairs = [("step", "loop", "loop time over bare step time", 1)]
+    pairs += [("torch", "loop", "our loop's speed over torch.compile's", 0)] if "torch" in seconds else []
+    for a, b, label, invert in pairs:
+        ratios = [x / y for x, y in zip(seconds[a], seconds[b], strict=True)]
+        print(f"{label}: {spread([1 / r for r in ratios] if invert else ratios)}")
+
+
+if __name__ == "__main__":
+    main()
