@@ -16,6 +16,7 @@ from pretrain.core.errors import UserError, check
 from pretrain.data import engines, shuffle, tokenizers
 from pretrain.data.corpus import CorpusInput, document_files, read_documents
 from pretrain.data.tokenizer_training import TokenizerConfig, load_path, train_or_load
+from pretrain.data.tokenizers import Tokenizer
 
 FORMAT = 1
 IN_PROCESS_BYTES = 64e6  # a smaller input is not worth starting worker processes for
@@ -99,13 +100,13 @@ def build_cache(
     _check_folder(cache, fingerprint)
     if (cache / "complete.json").exists():
         return read_info(cache)
-    storage.write_json(cache / "building.json", {"fingerprint": fingerprint})
     source, rates = _open_input(config, corpus_dir, cache)
     sizes = source.sizes()
     check(bool(sizes), "there is nothing to cache: the input holds no document")
+    storage.write_json(cache / "building.json", {"fingerprint": fingerprint})
+    tokenizer = _tokenizer(config, source, corpus_dir, cache / "tokenizer")
     shards = {key: max(1, round(size / (config.shard_megabytes * 1e6))) for key, size in sizes.items()}
     entries = _run(config, source, shards, cache, workers if workers or sum(sizes.values()) > IN_PROCESS_BYTES else 1)
-    tokenizer = source.tokenizer
     info = {
         **inputs,
         "fingerprint": fingerprint,
@@ -137,21 +138,30 @@ def _check_folder(cache: storage.Path, fingerprint: str) -> None:
 
 
 def _open_input(config: CacheConfig, corpus_dir: os.PathLike | str, cache: storage.Path):
-    """What to cache, and the default rates of its sources (None: by size)."""
-    folder = cache / "tokenizer"
-    if config.mixture is not None:
-        from pretrain.data import tasks  # seqio is needed only here
+    """What to cache, and the rates of its sources where it has some."""
+    if config.mixture is None:
+        return CorpusInput(os.fspath(corpus_dir), os.fspath(cache / "tokenizer")), None
+    from pretrain.data import tasks  # seqio is needed only here
 
-        source = tasks.TaskInput(config.mixture, tuple(config.modules), tuple(config.splits))
-        if source.tokenizer:
-            source.tokenizer.save(folder)
-        return source, source.rates()
-    if not (folder / tokenizers.INFO_FILE).exists():
-        say(f"cache: tokenizer ({config.tokenizer.kind})")
-        files = document_files(corpus_dir)
-        texts = (t for file in files for _, split, _, group in read_documents(file) if split == "train" for t in group)
-        train_or_load(config.tokenizer, texts, folder)
-    return CorpusInput(os.fspath(corpus_dir), os.fspath(folder)), None
+    source = tasks.TaskInput(config.mixture, tuple(config.modules), tuple(config.splits))
+    return source, source.rates()
+
+
+def _tokenizer(config: CacheConfig, source, corpus_dir: os.PathLike | str, folder: storage.Path) -> Tokenizer | None:
+    """The tokenizer of the records, saved in the cache: the mixture's own, or one trained or loaded."""
+    if config.mixture is not None:
+        tokenizer = source.tokenizer
+        if tokenizer:
+            tokenizer.save(folder)
+        return tokenizer
+    if (folder / tokenizers.INFO_FILE).exists():
+        return tokenizers.load(folder)
+    say(f"cache: tokenizer ({config.tokenizer.kind})")
+    files = document_files(corpus_dir)
+    texts = (
+        text for file in files for _, split, _, group in read_documents(file) if split == "train" for text in group
+    )
+    return train_or_load(config.tokenizer, texts, folder)
 
 
 def _run(config: CacheConfig, source, shards: shuffle.Shards, cache: storage.Path, workers: int | None) -> dict:

@@ -86,7 +86,7 @@ def make_loader(
         batch_size: rows of the global batch.
         sequence_length: elements of a row; by packed feature where they differ.
         seed: fixes the order of everything.
-        mixture: shares of the sources; by size when None.
+        mixture: shares of the sources; `MixtureConfig()` when None.
         epochs: in place of `mixture`: end after so many epochs of every source; empty rows fill up the last batch.
         total_steps: of the whole training; only a mixture with a schedule needs it.
         resume: the `state` of an earlier loader. When only the mixture differs, the new one holds from that step on,
@@ -115,7 +115,8 @@ def make_loader(
     if epochs is not None:
         mixture = MixtureConfig(epochs=dict.fromkeys(plans, epochs), stop="all")
     mixture = mixture or MixtureConfig()
-    phases = mixture.phases({n: plan.cost for n, plan in plans.items()}, total_steps and total_steps * batch_size)
+    costs = {name: plan.cost for name, plan in plans.items()}
+    phases = mixture.phases(costs, total_steps and total_steps * batch_size, info.get("rates"))
     about = {
         "seed": seed,
         "split": split,

@@ -28,9 +28,11 @@ class MixtureConfig:
     """What share of the stream each source gets. A source with weight 0, or left out of `weights`, is not read.
 
     Attributes:
-        weights: source -> share, on any positive scale. None: by size.
-        by: what the shares count, "tokens" or "examples".
-        temperature: without weights, shares are size ** (1 / temperature) (mT5, arXiv:2010.11934, uses 1 / 0.3).
+        weights: source -> share, on any positive scale. With None for this, `temperature` and `epochs`, a cached seqio
+            mixture keeps its own rates, and sources of a corpus are read by size.
+        by: what the shares count, "tokens" or "examples"; None is "examples" for the rates of a seqio mixture, as
+            there, and "tokens" otherwise.
+        temperature: shares are size ** (1 / temperature): 1 is by size (mT5, arXiv:2010.11934, uses 1 / 0.3).
         epochs: source -> how often it is read by the time the others have been read as often as asked; in place of
             weights. With `stop`, exactly so often.
         schedule: (fraction of training, weights) pairs in order; from that fraction on the weights replace the ones
@@ -40,17 +42,21 @@ class MixtureConfig:
     """
 
     weights: Weights | None = None
-    by: str = "tokens"
-    temperature: float = 1.0
+    by: str | None = None
+    temperature: float | None = None
     epochs: Weights | None = None
     schedule: Sequence[tuple[float, Weights]] = ()
     stop: str = "never"
 
     def __post_init__(self):
-        check(self.by in ("tokens", "examples"), f"MixtureConfig.by = {self.by!r}: 'tokens' or 'examples'")
-        check(self.temperature > 0, f"MixtureConfig.temperature = {self.temperature} must be positive")
+        check(self.by in (None, "tokens", "examples"), f"MixtureConfig.by = {self.by!r}: 'tokens' or 'examples'")
+        check(
+            self.temperature is None or self.temperature > 0,
+            f"MixtureConfig.temperature = {self.temperature} must be positive",
+        )
         check(self.stop in ("never", "first", "all"), f"MixtureConfig.stop = {self.stop!r}: 'never', 'first' or 'all'")
-        check(self.weights is None or self.epochs is None, "MixtureConfig: give weights or epochs, not both")
+        given = [name for name in ("weights", "temperature", "epochs") if getattr(self, name) is not None]
+        check(len(given) <= 1, f"MixtureConfig: give one of {' and '.join(given)}, not both")
         for name, weights in (
             ("weights", self.weights),
             ("epochs", self.epochs),
@@ -63,26 +69,31 @@ class MixtureConfig:
             f"MixtureConfig.schedule begins its phases at {starts}: give rising fractions between 0 and 1",
         )
 
-    def phases(self, costs: Mapping[str, Mapping[str, float]], total_rows: int | None) -> list[Phase]:
+    def phases(
+        self, costs: Mapping[str, Mapping[str, float]], total_rows: int | None, rates: Weights | None = None
+    ) -> list[Phase]:
         """The phases of the stream.
 
         Args:
             costs: source -> {"tokens": of an epoch, "examples": of an epoch}.
             total_rows: rows of the whole training, which a schedule needs.
+            rates: of a cached seqio mixture.
 
         Raises:
             UserError: an unknown source, or a schedule without `total_rows`.
         """
-        sizes = {source: cost[self.by] for source, cost in costs.items()}
-        first = self.weights
+        own = self.weights is None and self.temperature is None and self.epochs is None and rates is not None
+        by = self.by or ("examples" if own else "tokens")
+        sizes = {source: cost[by] for source, cost in costs.items()}
+        first = {source: rate for source, rate in rates.items() if source in sizes} if own else self.weights
         if self.epochs is not None:
             _check_known("epochs", self.epochs, sizes)
             first = {source: times * sizes[source] for source, times in self.epochs.items()}
         elif first is None:
-            first = {source: size ** (1 / self.temperature) for source, size in sizes.items()}
+            first = {source: size ** (1 / (self.temperature or 1.0)) for source, size in sizes.items()}
         check(not self.schedule or total_rows is not None, "MixtureConfig.schedule needs the number of training steps")
         starts = [(0, first), *((round(fraction * total_rows), weights) for fraction, weights in self.schedule)]
-        return [Phase(row, self.by, _shares(weights, sizes)) for row, weights in starts]
+        return [Phase(row, by, _shares(weights, sizes)) for row, weights in starts]
 
 
 def _check_weights(name: str, weights: Weights | None) -> None:

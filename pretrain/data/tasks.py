@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.core import storage
 from pretrain.core.errors import RunError, UserError, check
 from pretrain.data.corpus import Examples, check_source_name, document_files, read_documents
 from pretrain.data.records import Feature, little_endian, token_feature
@@ -71,7 +72,8 @@ def _vocabulary_class() -> type:
             return self.tokenizer.decode(ids)
 
         def _encode_tf(self, s):
-            ids = tf.numpy_function(lambda text: self.tokenizer.encode([text.decode()])[0], [s], tf.int32)
+            text = tf.convert_to_tensor(s, tf.string)
+            ids = tf.numpy_function(lambda each: self.tokenizer.encode([_text(each)])[0], [text], tf.int32)
             ids.set_shape([None])
             return ids
 
@@ -82,6 +84,11 @@ def _vocabulary_class() -> type:
             return getattr(getattr(other, "tokenizer", None), "fingerprint", None) == self.tokenizer.fingerprint
 
     return TokenizerVocabulary
+
+
+def _text(value: Any) -> str:
+    """A string tensor's value, which is bytes in a graph and an array outside one."""
+    return np.asarray(value).item().decode()
 
 
 def vocabulary(tokenizer: Tokenizer) -> Any:
@@ -158,7 +165,10 @@ def tokenizer_of(found: Any) -> Tokenizer | None:
     if isinstance(found, seqio.PassThroughVocabulary):
         return None
     if isinstance(found, seqio.SentencePieceVocabulary):
-        return SentencePiece(found.sp_model, found.extra_ids)
+        model = storage.Path(found.sentencepiece_model_file)  # `sp_model` holds the sentinels as pieces of text
+        plain = found._normalizer_spec_overrides is None
+        check(plain, "a SentencePieceVocabulary with normalizer overrides has no counterpart here")
+        return SentencePiece(model.read_bytes(), found.extra_ids)
     if isinstance(found, seqio.ByteVocabulary):
         return Bytes(found.extra_ids, bos=False)
     raise UserError(
@@ -200,10 +210,10 @@ class TaskInput:
 
     def rates(self) -> dict[str, float]:
         """The mixture's own rates, by examples, as seqio mixes."""
-        found = _seqio().get_mixture_or_task(self.mixture)
+        found = self._provider()
         if not hasattr(found, "get_rate"):
             return {found.name: 1.0}
-        return {task.name: float(found.get_rate(task)) for task in self._tasks()}
+        return {task.name: float(found.get_rate(task)) for task in found.tasks}
 
     def units(self) -> int:
         return len(self._units())
@@ -234,14 +244,18 @@ class TaskInput:
         yield _records(task.name, split, (unit << 32) + start, group, table, tokenizer)
 
     def _tasks(self) -> list[Any]:
+        return list(_seqio().get_subtasks(self._provider()))
+
+    def _provider(self) -> Any:
+        """The registered Task or Mixture."""
         for module in self.modules:
             try:
                 importlib.import_module(module)
-            except ImportError as error:
-                raise UserError(f"--module_import={module}: {error}") from error
+            except Exception as error:  # the user's code: it may raise anything
+                raise UserError(f"--module_import={module}: {str(error) or type(error).__name__}") from error
         seqio = _seqio()
         try:
-            return list(seqio.get_subtasks(seqio.get_mixture_or_task(self.mixture)))
+            return seqio.get_mixture_or_task(self.mixture)
         except ValueError as error:
             known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
             hint = f"registered are {', '.join(known[:10])}" if known else "none is registered: use --module_import"
