@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from pretrain.core.errors import UserError, check
 from pretrain.core.fields import check_fields
-from pretrain.core.storage import Path
+from pretrain.core.storage import Path, is_remote
 from pretrain.core.trees import named_leaves
 from pretrain.train.state import TrainState
 
@@ -47,7 +47,7 @@ class Checkpointer:
             read_only=read_only,
             enable_async_checkpointing=not read_only,
         )
-        self._folder = Path(folder)
+        self._folder = Path(folder) if is_remote(folder) else Path(folder).absolute()  # Orbax takes no relative path
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
