@@ -102,12 +102,14 @@ def _draw(axes, curve: Curve, colour: str) -> None:
     axes.plot(x, y, color=colour, linewidth=1.8, label=curve.label, marker="o" if dots else None, markersize=4)
 
 
-def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most `POINTS` points: (x, least y, mean y, greatest y) of neighbours together.
+def thinned(
+    x: np.ndarray, y: np.ndarray, points: int = POINTS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """At most `points` points: (x, least y, mean y, greatest y) of neighbours together.
 
     Values that are not finite count for nothing; where there are no others, the result is not a number.
     """
-    parts = np.array_split(np.arange(len(x)), min(POINTS, len(x)))
+    parts = np.array_split(np.arange(len(x)), min(points, len(x)))
     rows = []
     for part in parts:
         values = y[part][np.isfinite(y[part])]
