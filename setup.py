@@ -20,6 +20,7 @@ CORE = [
     "tensorboardX",  # writes TensorBoard events without TensorFlow
     # sentencepiece 0.2.2 and later generate code for protobuf 7; TensorFlow and Beam are on 6.
     "sentencepiece<0.2.2",
+    "tokenizers",  # byte-level BPE and tokenizer.json
     "pyarrow",  # curated documents are Parquet
     "xxhash",
     "zstandard",

@@ -118,6 +118,14 @@ class Assembler:
         rows["source_ids"] = np.broadcast_to(contents.row_source[:, None], shape)
         return rows
 
+    def documents(self, contents: Contents) -> np.ndarray:
+        """The document each piece comes from, as the cache's index numbers them, int64 [pieces]."""
+        found = np.zeros(len(contents.row), np.int64)
+        for source in np.unique(contents.source).tolist():
+            mine = contents.source == source
+            found[mine] = self._shards[source].index.documents[contents.pieces.record[mine]]
+        return found
+
     def _read(self, contents: Contents) -> list[bytes]:
         """The record of each piece; a record is read once however many of its pieces are asked for."""
         read: list[bytes] = []

@@ -69,6 +69,18 @@ def read_documents(file: storage.Path) -> Iterator[tuple[str, str, np.ndarray, l
             row += batch.num_rows
 
 
+def document_origins(corpus_dir: os.PathLike | str, numbers: np.ndarray) -> dict[int, str]:
+    """Id and origin of documents, by the numbers that a cache's index has for them."""
+    files, found = document_files(corpus_dir), {}
+    for file in np.unique(numbers >> 32).tolist():
+        with _open(files[file]) as parquet:
+            columns = parquet.read(columns=["id", "origin"])
+        for number in np.unique(numbers[numbers >> 32 == file]).tolist():
+            row = columns.slice(number & 0xFFFFFFFF, 1).to_pylist()[0]
+            found[number] = f"{row['id']} from {row['origin']}"
+    return found
+
+
 @contextlib.contextmanager
 def _open(file: storage.Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     """A Parquet file; what is wrong with it is said with its name."""

@@ -326,6 +326,10 @@ class Loader:
         first = step * self._rows.batch_size + self._rows.first
         return contents(self._stream, first + np.arange(self._rows.count), self._rows.end)
 
+    def documents(self, contents: Contents) -> np.ndarray:
+        """The document each piece of `contents` comes from, int64: file number << 32 | row, for a curated corpus."""
+        return self._assembler.documents(contents)
+
     def block(self, number: int) -> Arrays:
         """This host's rows of batches `number * span` and on, [batches, rows, ...]."""
         first = number * self._span

@@ -1,0 +1,82 @@
+"""Inspecting a batch: what is shown is what is trained on."""
+
+import numpy as np
+import pytest
+from toy_data import Halves, Noisy, Plain, corpus_rows, log_normal, write_cache, write_corpus
+
+from pretrain.core.errors import UserError
+from pretrain.data import tokenizers
+from pretrain.data.cache import CacheConfig, build_cache
+from pretrain.data.inspect import describe_batch
+from pretrain.data.loader import make_loader
+from pretrain.data.records import Feature
+from pretrain.data.tokenizer_training import TokenizerConfig
+
+OPTIONS = {"split": "train", "batch_size": 4, "sequence_length": 400, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspect")
+    corpus = write_corpus(folder / "corpus")
+    build_cache(CacheConfig(tokenizer=TokenizerConfig(kind="bytes", extra_ids=2)), corpus, folder / "cache", workers=1)
+    return corpus, folder / "cache", tokenizers.load(folder / "cache" / "tokenizer")
+
+
+def test_every_document_of_a_row_is_named_with_its_text(text_run):
+    corpus, cache, tokenizer = text_run
+    loader = make_loader(cache, objective=Plain(), **OPTIONS)
+    shown = describe_batch(loader, 3, tokenizer, rows=9, characters=10_000, corpus_dir=corpus)
+    by_id = {row["id"]: row for row in corpus_rows(corpus)}
+    named = [line.split(" of document ")[1] for line in shown.splitlines() if " of document " in line]
+    assert len(named) == len(loader.contents(3).row) > 4
+    for name, line in zip(named, [line for line in shown.splitlines() if "tokens: " in line], strict=True):
+        identity, origin = name.split(" from ")
+        row = by_id[identity]
+        assert row["origin"] == origin
+        text = "".join(eval(part) for part in [line.split("tokens: ")[1].removesuffix(" <eos>")])
+        assert text in row["text"] and (text == row["text"] or "<eos>" not in line or row["text"].endswith(text))
+    assert shown.startswith(f"batch 3 of plan {loader.fingerprint}: rows ")
+
+
+def test_rows_and_text_are_shortened(text_run):
+    _, cache, tokenizer = text_run
+    shown = describe_batch(make_loader(cache, objective=Plain(), **OPTIONS), 0, tokenizer, rows=1, characters=20)
+    assert "… and 3 more rows" in shown and "row 1" not in shown
+    assert max(len(line) for line in shown.splitlines()[2:]) < 80
+
+
+def test_masks_sentinels_and_special_ids_are_shown(text_run):
+    _, cache, tokenizer = text_run
+
+    class Shown(Plain):
+        def finish(self, packed, rng):
+            starts = np.where(packed["positions"] == 0, packed["first_inputs"], packed["tokens"])
+            inputs = np.where(packed["positions"] % 2, tokenizer.extra_ids[1], starts)
+            return {**packed, "inputs": inputs, "loss_weights": (packed["positions"] > 0).astype(np.float32)}
+
+    shown = describe_batch(make_loader(cache, objective=Shown(), **OPTIONS), 0, tokenizer)
+    assert "inputs: <bos> '<extra_id_1>'" in shown and "<eos>" in shown
+    weights = [line.split(": ")[1] for line in shown.splitlines() if "loss_weights: " in line]
+    for weight in weights:
+        kept, total = (int(word) for word in weight.split(" not")[0].split(" of "))
+        assert kept == total - 1
+    noisy = describe_batch(make_loader(cache, objective=Noisy(), **OPTIONS), 0, rows=1)
+    assert " not 0, sum " in noisy and "1000000" in noisy
+
+
+def test_two_features_and_readings(tmp_path):
+    cache = write_cache(tmp_path / "a", {"a": [log_normal(30, 50)]})
+    shown = describe_batch(make_loader(cache, objective=Halves(), **OPTIONS), 0, rows=1)
+    assert "inputs: 0 1 2" in shown or "inputs: " in shown
+    assert shown.count("targets: ") == shown.count("inputs: ") == shown.count("of document")
+    frames = write_cache(tmp_path / "b", {"a": [[3, 4]]}, features=[Feature("tokens", "float32", (5,))])
+    assert "tokens: [3, 5], 0 to 14, mean 7" in describe_batch(make_loader(frames, objective=Plain(), **OPTIONS), 0)
+
+
+def test_the_end_of_the_data_is_said(tmp_path):
+    cache = write_cache(tmp_path, {"a": [[5]]})
+    shown = describe_batch(make_loader(cache, objective=Plain(), epochs=1, **OPTIONS), 0)
+    assert "row 0: 1 piece of a" in shown and "row 3: empty, past the end of the data" in shown
+    with pytest.raises(UserError, match="rows = 0"):
+        describe_batch(make_loader(cache, objective=Plain(), **OPTIONS), 0, rows=0)
