@@ -107,9 +107,9 @@ class StepBuilder:
         scalars = {
             **summarize(terms, metrics),
             "learning_rate": self.learning_rate(state.step),
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
         }
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), scalars
 
