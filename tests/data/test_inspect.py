@@ -56,7 +56,7 @@ def test_masks_sentinels_and_special_ids_are_shown(text_run):
             return {**packed, "inputs": inputs, "loss_weights": (packed["positions"] > 0).astype(np.float32)}
 
     shown = describe_batch(make_loader(cache, objective=Shown(), **OPTIONS), 0, tokenizer)
-    assert "inputs: <bos> '<extra_id_1>'" in shown and "<eos>" in shown
+    assert "inputs: <bos> '<extra_id_1>" in shown and "<eos>" in shown
     weights = [line.split(": ")[1] for line in shown.splitlines() if "loss_weights: " in line]
     for weight in weights:
         kept, total = (int(word) for word in weight.split(" not")[0].split(" of "))
