@@ -20,6 +20,7 @@ import numpy as np
 
 from pretrain.core import config as gin_config
 from pretrain.core.console import Progress, say
+from pretrain.core.environment import environment
 from pretrain.core.errors import UserError, check
 from pretrain.core.memory import keep_freed_memory
 from pretrain.core.storage import Path, read_json, write_json, write_text
@@ -142,6 +143,7 @@ class Experiment:
     def train(self, *, init_from: str | None = None) -> TrainState:
         """Trains to `Training.steps`, from the newest checkpoint if there is one. Returns the final state."""
         self._keep_config()
+        write_json(self.workdir / "environment.json", environment())
         return self.trainer(init_from=init_from).run()
 
     def trainer(self, *, init_from: str | None = None) -> Trainer:
