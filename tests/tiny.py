@@ -1,0 +1,116 @@
+"""The smallest things that are still real: a model, packed batches, a corpus, and the gin file of a run of seconds."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from pretrain.core.trees import map_named
+from pretrain.models.config import TransformerConfig
+from pretrain.models.functional import FunctionalModel
+from pretrain.models.transformer import Transformer
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINY_GIN = ROOT / "tests" / "tiny.gin"
+VOCAB = 64
+
+CONFIG = TransformerConfig(
+    vocab_size=VOCAB,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    kv_heads=2,
+    mlp_dim=48,
+    max_length=160,
+    compute_dtype="float32",
+)
+
+
+@functools.lru_cache(maxsize=64)
+def model(config: TransformerConfig = CONFIG) -> FunctionalModel:
+    """The Transformer of a config, as pure functions."""
+    return FunctionalModel(lambda rngs: Transformer(config, rngs=rngs))
+
+
+@functools.lru_cache(maxsize=64)
+def params(config: TransformerConfig = CONFIG, seed: int = 0) -> dict:
+    """Parameters whose norms and biases are not at their initial ones and zeros, so that a test sees them."""
+    rng = np.random.default_rng(seed)
+
+    def value(name, shape):
+        drawn = 0.3 * rng.normal(size=shape.shape) + name.endswith("scale")
+        return jnp.asarray(drawn if name.endswith(("scale", "bias")) else drawn / 2, jnp.float32)
+
+    return map_named(value, model(config).shapes)
+
+
+def packed_rows(lengths: list[list[int]], length: int, *, vocab: int = VOCAB, seed: int = 0) -> dict[str, np.ndarray]:
+    """Packed rows as a loader makes them: `lengths[row]` are the lengths of the documents in a row; the rest is pad."""
+    rng = np.random.default_rng(seed)
+    names = ("tokens", "segment_ids", "positions", "first_inputs", "source_ids")
+    rows = {name: np.zeros((len(lengths), length), np.int32) for name in names}
+    for row, documents in enumerate(lengths):
+        start = 0
+        for segment, size in enumerate(documents, start=1):
+            span = slice(start, start + size)
+            rows["tokens"][row, span] = rng.integers(4, vocab, size)
+            rows["segment_ids"][row, span] = segment
+            rows["positions"][row, span] = np.arange(size)
+            rows["first_inputs"][row, start] = 3
+            start += size
+        assert start <= length
+    return rows
+
+
+UNEVEN = [[16], [5, 7], [3], [2, 9, 4]]  # rows of very different weight, three of them packed
+
+
+WORDS = "the cat dog sat ran on under a mat tree quickly slowly def return import class self"
+
+
+def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> pathlib.Path:
+    """JSONL documents of a few dozen words."""
+    chosen = random.Random(seed)
+    words = WORDS.split()
+        "the",
+        "cat",
+        "dog",
+        "sat",
+        "ran",
+        "on",
+        "under",
+        "a",
+        "mat",
+        "tree",
+        "quickly",
+        "slowly",
+        "def",
+        "return",
+        "import",
+        "class",
+        "self",
+    ]
+    lines = [
+        json.dumps({"text": " ".join(chosen.choice(words) for _ in range(chosen.randint(15, 60))) + "."})
+        for _ in range(documents)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run_cli(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m pretrain` in its own process, as a person would run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "pretrain", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+        env={**os.environ, **environment},
+    )
