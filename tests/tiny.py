@@ -69,8 +69,6 @@ def packed_rows(lengths: list[list[int]], length: int, *, vocab: int = VOCAB, se
 
 
 UNEVEN = [[16], [5, 7], [3], [2, 9, 4]]  # rows of very different weight, three of them packed
-
-
 WORDS = "the cat dog sat ran on under a mat tree quickly slowly def return import class self"
 
 
@@ -78,24 +76,6 @@ def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> path
     """JSONL documents of a few dozen words."""
     chosen = random.Random(seed)
     words = WORDS.split()
-        "the",
-        "cat",
-        "dog",
-        "sat",
-        "ran",
-        "on",
-        "under",
-        "a",
-        "mat",
-        "tree",
-        "quickly",
-        "slowly",
-        "def",
-        "return",
-        "import",
-        "class",
-        "self",
-    ]
     lines = [
         json.dumps({"text": " ".join(chosen.choice(words) for _ in range(chosen.randint(15, 60))) + "."})
         for _ in range(documents)
