@@ -25,6 +25,21 @@ def param(value: jax.Array, axes: Axes) -> nnx.Param:
     return nnx.Param(value, logical_axes=axes)
 
 
+def contract(x: jax.Array, kernel: jax.Array, inputs: int = 1, dtype: jnp.dtype | None = None) -> jax.Array:
+    """The matrix product over the last `inputs` dimensions of `x` and the first of `kernel`; result of `dtype`.
+
+    On CPU it is written on two dimensions: XLA would otherwise transpose activations for the kernel's gradient inside
+    its elementwise loops (a third of an MLP's time). On a mesh the dimensions stay apart, so that each can be split.
+    """
+    batch, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
+    if jax.default_backend() == "cpu":
+        rows = x.reshape(math.prod(batch), -1)
+        y = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=dtype)
+        return y.reshape(*batch, *outputs)
+    dimensions = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
+    return jax.lax.dot_general(x, kernel, (dimensions, ((), ())), preferred_element_type=dtype)
+
+
 class Projection(nnx.Module):
     """A linear map over the last `inputs` dimensions: [..., *in] -> [..., *out], as one matrix product.
 
@@ -51,9 +66,7 @@ class Projection(nnx.Module):
         self.bias = param(jnp.zeros(shape_out, config.param_dtype), axes[self.inputs :]) if config.use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        lead = tuple(range(x.ndim - self.inputs, x.ndim))
-        contract = (lead, tuple(range(self.inputs)))
-        y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), (contract, ((), ())))
+        y = contract(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.inputs)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from pretrain.core.errors import check
 from pretrain.models.attention import Attention, Cache, attention_mask
 from pretrain.models.config import TransformerConfig
-from pretrain.models.layers import Norm, compute_dtype, param, rotary_tables
+from pretrain.models.layers import Norm, compute_dtype, contract, param, rotary_tables
 from pretrain.models.mlp import Mlp
 from pretrain.sharding.rules import constrain
 
@@ -65,9 +65,7 @@ class Transformer(nnx.Module):
     def head(self, hidden_BLD: jax.Array) -> jax.Array:
         """Logits [batch, length, vocab] in float32."""
         kernel_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
-        logits_BLV = jnp.einsum(
-            "bld,dv->blv", hidden_BLD, kernel_DV.astype(hidden_BLD.dtype), preferred_element_type=jnp.float32
-        )
+        logits_BLV = contract(hidden_BLD, kernel_DV.astype(hidden_BLD.dtype), dtype=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "activation_vocab")
         if self.config.logit_softcap is not None:
             logits_BLV = self.config.logit_softcap * jnp.tanh(logits_BLV / self.config.logit_softcap)
