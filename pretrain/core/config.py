@@ -153,5 +153,5 @@ def _configurables() -> Iterable[str]:
 
 
 def _similar(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.rpartition("/")[2].partition(".")[0], sorted(set(known)), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name.rpartition("/")[2].partition(".")[0], sorted(set(known)), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else "; see the names at the top of the run's gin file"
