@@ -96,7 +96,7 @@ def test_missing_and_empty_inputs(capfd, tmp_path):
     flags = ["curate", f"--gin_file={TINY_GIN}", f"--workdir={tmp_path}/w", "--workers=1"]
     assert "no input files match" in fails(capfd, *flags, f"--input={tmp_path}/*.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
-    fails(capfd, *flags, f"--input={tmp_path}/empty.jsonl")
+    assert "the corpus is empty" in fails(capfd, *flags, f"--input={tmp_path}/empty.jsonl")
     fails(capfd, "train", f"--gin_file={TINY_GIN}", f"--workdir={tmp_path}/new")  # no cache yet
     assert "checkpoint" in fails(capfd, "evaluate", f"--gin_file={TINY_GIN}", f"--workdir={tmp_path}/new")
 

@@ -79,6 +79,8 @@ class Recipe:
                 found, passed_over = find_files(pattern, source)
                 files.update(found)
                 ignored.update(passed_over)
+        sizes = [file.size for file in files]
+        check(any(sizes), f"the corpus is empty: all {len(sizes)} input file(s) of {self.input!r} have 0 bytes")
         return sorted(files), ignored
 
     def patterns(self) -> list[tuple[str, str]]:
