@@ -1,6 +1,7 @@
 """The loader: one global sequence of batches, whoever computes it and wherever it starts."""
 
 import copy
+import gc
 import json
 import pathlib
 import pickle
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 
 import hypothesis.strategies as st
 import numpy as np
@@ -56,7 +58,7 @@ def assert_same(left: dict, right: dict) -> None:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 3),
     start=st.one_of(st.integers(0, 60), st.integers(10**5, 10**7)),
@@ -79,10 +81,9 @@ def test_hosts_and_starts_make_one_sequence(cache, seed, start, hosts, objective
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_worker_processes_make_the_same_sequence(cache, workers):
-    expected = open_loader(cache, Noisy())
-    for start in (0, 5):
-        for step, batch in enumerate(take(open_loader(cache, Noisy(), num_workers=workers), start, 14), start):
-            assert_same(batch, expected.batch(step))
+    expected, start = open_loader(cache, Noisy()), 5
+    for step, batch in enumerate(take(open_loader(cache, Noisy(), num_workers=workers), start, 14), start):
+        assert_same(batch, expected.batch(step))
 
 
 def test_threads_and_prefetch_make_the_same_sequence(cache):
@@ -282,6 +283,19 @@ def test_loaders_can_be_pickled(cache):
     loader = open_loader(cache, Noisy())
     loader.batch(0)
     assert_same(pickle.loads(pickle.dumps(loader)).batch(7), loader.batch(7))
+
+
+def test_memory_is_flat(cache):
+    loader, held = open_loader(cache), []
+    tracemalloc.start()
+    for step, _ in loader.iterate():
+        if step in (500, 4000):
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+        if step == 4000:
+            break
+    tracemalloc.stop()
+    assert held[1] - held[0] < 200_000  # a batch is 10 kB
 
 
 def test_seeking_a_million_steps_is_quick(tmp_path, monkeypatch):
