@@ -51,7 +51,9 @@ def tiny_run(tmp_path_factory, tiny_corpus) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def eight_devices(tmp_path_factory) -> dict:
     """What `eight_devices.py` reports from a process with 8 forced host devices, case by case."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "objectives")))
+    devices = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": devices, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     script = pathlib.Path(__file__).with_name("eight_devices.py")
     folder = tmp_path_factory.mktemp("eight")
     done = subprocess.run(

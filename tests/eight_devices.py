@@ -1,0 +1,121 @@
+"""Run by a fixture in a process with 8 forced host devices: many small comparisons, one JSON object on stdout.
+
+PYTHONPATH=.:tests/objectives XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py DIR
+"""
+
+import json
+import pathlib
+import sys
+
+import conformance
+import jax
+import numpy as np
+from tiny import CONFIG, model, params
+
+from pretrain.core.trees import named_leaves
+from pretrain.optim.optimizers import Optimizer, build_optimizer
+from pretrain.optim.schedules import Schedule
+from pretrain.sharding.mesh import MeshConfig, make_mesh
+from pretrain.sharding.placement import batch_shardings, place_batch, tree_shardings
+from pretrain.sharding.rules import use_mesh
+from pretrain.train.checkpoint import Checkpointer
+from pretrain.train.state import init_state, state_shardings
+
+MESHES = {
+    "fsdp": MeshConfig(),
+    "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def difference(found, expected) -> float:
+    """Largest difference over all leaves, relative to the leaf's largest value."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max()) for a, b in pairs)
+
+
+def objective_on(objective, mesh) -> tuple[float, dict, int]:
+    """Loss, gradients and number of devices that computed them."""
+    step = conformance.builder(objective, head_chunks=2)
+    packed = [conformance.packed(objective, lengths) for lengths in (conformance.UNEVEN, [[9], [1, 1], [], [16]])]
+    rows = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
+    batch = objective.finish(rows, np.random.default_rng(0))
+    shardings = batch_shardings(objective.batch_spec(8, conformance.LENGTH), mesh)
+    layout = tree_shardings(model().logical_axes(), model().shapes, mesh)
+    with use_mesh(mesh):
+        call = jax.jit(step.gradients, in_shardings=(layout, shardings), out_shardings=(layout, None))
+        grads, (terms, _) = call(jax.device_put(params(), layout), place_batch(batch, shardings))
+    loss = sum(t.coefficient * float(t.sum) / float(t.weight) for t in terms.values())
+    return loss, grads, len(jax.tree.leaves(grads)[0].sharding.device_set)
+
+
+def objectives() -> dict:
+    """Every objective on every mesh against one device."""
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    report = {}
+    for name, objective in conformance.cases().items():
+        loss, grads, _ = objective_on(objective, one)
+        for mesh, config in MESHES.items():
+            there, there_grads, devices = objective_on(objective, make_mesh(config))
+            entry = {"loss": abs(there - loss) / loss, "gradients": difference(there_grads, grads), "devices": devices}
+            report[f"{name} on {mesh}"] = entry
+    return report
+
+
+def train_state(mesh):
+    """How to make a fresh state, its layout on a mesh, and its shapes."""
+    optimizer, _ = build_optimizer(Optimizer(), Schedule(), 10, model().logical_axes())
+    make = lambda: init_state(model(), optimizer, 0)  # noqa: E731
+    return make, state_shardings(model(), optimizer, mesh, seed=0), jax.eval_shape(make)
+
+
+def layouts() -> dict:
+    """Partition of each parameter and of its two moments, a device's share of the bytes, and the first parameter."""
+    report = {}
+    for name, config in MESHES.items():
+        make, layout, _ = train_state(make_mesh(config))
+        state = jax.jit(make, out_shardings=layout)()
+        report[name] = {
+            "params": {k: str(v.spec) for k, v in named_leaves(layout.params).items()},
+            "opt_state": {k: str(v.spec) for k, v in named_leaves(layout.opt_state).items()},
+            "held": sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)),
+            "total": sum(x.nbytes for x in jax.tree.leaves(state)),
+            "embedding": np.asarray(state.params["embedding"])[:2].tolist(),
+        }
+    return report
+
+
+def checkpoints(folder: pathlib.Path) -> dict:
+    """A state saved from 8 devices (fsdp) and restored on 8, on 2 x 4 and on 1."""
+    make, layout, shapes = train_state(make_mesh(MeshConfig()))
+    state = jax.jit(make, out_shardings=layout)()
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        checkpointer.save(7, state, {"step": 7})
+    targets = {
+        "8": make_mesh(MeshConfig()),
+        "2 x 4": make_mesh(MeshConfig(data=2, fsdp=1, tensor=4)),
+        "1": make_mesh(MeshConfig(), jax.devices()[:1]),
+    }
+    report = {}
+    for name, mesh in targets.items():
+        _, layout, _ = train_state(mesh)
+        with Checkpointer(folder / "checkpoints", read_only=True) as checkpointer:
+            restored, position = checkpointer.restore(shapes, layout)
+            params_alone = checkpointer.restore_params(shapes.params, layout.params)
+        leaves = list(zip(*map(jax.tree.leaves, (state, restored, layout)), strict=True))
+        report[name] = {
+            "equal": all(np.array_equal(a, b) for a, b, _ in leaves),
+            "laid out": all(b.sharding == where for _, b, where in leaves),
+            "params equal": difference(params_alone, state.params) == 0,
+            "position": position,
+        }
+    return report
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    assert CONFIG.compute_dtype == "float32"
+    print(
+        json.dumps(
+            {"objectives": objectives(), "layouts": layouts(), "checkpoints": checkpoints(pathlib.Path(sys.argv[1]))}
+        )
+    )

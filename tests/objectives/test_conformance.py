@@ -1,0 +1,150 @@
+"""Every objective keeps the contract of `pretrain.objectives.base`, on a real model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import LENGTH, assert_same, batch, builder, cases, loss_and_gradients, objective_classes, packed
+from tiny import CONFIG, model, params
+
+from pretrain.core.rng import host_rng
+from pretrain.core.trees import named_leaves
+from pretrain.sharding.rules import RULES
+from pretrain.train.step import combine
+
+CASES = cases()
+
+
+@pytest.fixture(params=CASES, scope="module")
+def objective(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def plain(objective):
+    return loss_and_gradients(objective, params(), batch(objective))
+
+
+def test_objectives_are_found():
+    assert "Causal" in [kind.__name__ for kind in objective_classes()]
+
+
+def test_finish_gives_what_the_spec_says(objective):
+    arrays, spec = batch(objective), objective.batch_spec(4, LENGTH)
+    assert arrays.keys() == spec.keys()
+    for name, expected in spec.items():
+        assert (arrays[name].shape, arrays[name].dtype) == (expected.shape, np.dtype(expected.dtype)), name
+        assert len(expected.axes) == len(expected.shape) and expected.axes[0] == "batch"
+        assert all(axis is None or axis in RULES for axis in expected.axes), name
+        assert expected.zeros().shape == expected.shape
+
+
+def test_finish_is_pure(objective):
+    rows = packed(objective)
+    kept = {name: array.copy() for name, array in rows.items()}
+    first, again = (objective.finish(rows, host_rng(0, "finish", 7)) for _ in range(2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    for name, array in kept.items():
+        np.testing.assert_array_equal(rows[name], array, err_msg=f"finish changed its input {name}")
+    other = objective.finish(rows, host_rng(0, "finish", 8))
+    same = all(np.array_equal(first[name], other[name]) for name in first)
+    assert same != objective.random_finish, "random_finish says whether finish draws random numbers"
+
+
+def test_prepare_makes_the_lengths_it_promises(objective):
+    for length in (1, 2, 17, 300):
+        record = {name: np.arange(length, dtype=np.int32) % 50 + 4 for name in objective.features}
+        prepared = objective.prepare(record, host_rng(0, "prepare", length))
+        assert len(prepared[objective.features[0]]) == objective.prepared_length(np.array([length]))[0]
+
+
+def test_loss_and_gradients_are_finite_and_not_zero(plain):
+    terms, grads = plain
+    for total, weight, coefficient in terms.values():
+        assert np.isfinite(total) and total > 0 and weight > 0 and coefficient > 0
+    for name, gradient in named_leaves(grads).items():
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, name
+
+
+def test_an_empty_batch_gives_zeros_and_no_nan(objective):
+    arrays = objective.finish(packed(objective, [[], [], [], []]), host_rng(0, "finish", 0))
+    terms, grads = loss_and_gradients(objective, params(), arrays)
+    assert all(total == 0 and weight == 0 for total, weight, _ in terms.values())
+    assert all((gradient == 0).all() for gradient in jax.tree.leaves(grads))
+
+
+def test_padding_and_unweighted_targets_do_not_count(objective, plain):
+    """Anything may stand where there is no document, and in targets of weight 0."""
+    arrays, rng = batch(objective), np.random.default_rng(5)
+    padding = arrays["segment_ids"] == 0
+    assert padding.any()
+    for name, array in arrays.items():
+        if name == "segment_ids" or array.dtype != np.int32:
+            continue
+        anywhere = padding | (arrays["loss_weights"] == 0) if name == "targets" else padding
+        noise = rng.integers(0, LENGTH if name == "positions" else CONFIG.vocab_size, array.shape)
+        arrays[name] = np.where(anywhere, noise, array).astype(np.int32)
+    assert_same(loss_and_gradients(objective, params(), arrays), plain, rtol=1e-6)
+
+
+def test_weights_are_of_the_batch_alone(objective):
+    arrays = batch(objective)
+    shape = (4, LENGTH, CONFIG.vocab_size)
+
+    def weights(logits):
+        return {name: term.weight for name, term in objective.loss(logits, arrays)[0].items()}
+
+    drawn = jax.random.normal(jax.random.key(0), shape)
+    assert jax.tree.map(float, weights(drawn)) == jax.tree.map(float, weights(jnp.zeros(shape)))
+    slopes = jax.jacrev(weights)(drawn)
+    assert all((slope == 0).all() for slope in slopes.values())
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_accumulated_microbatches_are_the_whole_batch(objective, plain, microbatches):
+    arrays = batch(objective)
+    per_row = arrays["loss_weights"].sum(1)
+    assert len(set(per_row)) == len(per_row)  # or a mean of means would pass
+    assert_same(loss_and_gradients(objective, params(), arrays, microbatches=microbatches), plain)
+
+
+@pytest.mark.parametrize("chunks", [2, 8])
+def test_a_head_in_parts_is_the_whole_head(objective, plain, chunks):
+    if objective.model_needs.chunkable:
+        assert_same(loss_and_gradients(objective, params(), batch(objective), head_chunks=chunks), plain)
+
+
+def test_overfits_one_batch(objective):
+    """200 steps of Adam bring the loss on one batch near 0, when no two documents begin alike."""
+    rows = packed(objective)
+    if "first_inputs" in rows:
+        starts = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
+        rows["first_inputs"][starts] = np.arange(starts.sum())
+    arrays = objective.finish(rows, host_rng(0, "finish", 0))
+    step, optimizer = builder(objective), optax.adam(1e-2)
+
+    @jax.jit
+    def fit(values):
+        def update(carry, _):
+            values, moments = carry
+            grads, (terms, _) = step.gradients(values, arrays)
+            changes, moments = optimizer.update(grads, moments)
+            loss = combine(terms, {name: term.weight for name, term in terms.items()})
+            return (optax.apply_updates(values, changes), moments), loss
+
+        return jax.lax.scan(update, (values, optimizer.init(values)), length=200)[1]
+
+    losses = np.asarray(fit(jax.jit(model().init)(jax.random.key(0))))
+    assert losses[0] > 3
+    assert losses[-1] < 0.02, losses[::20]
+
+
+def test_one_device_is_eight_devices(eight_devices):
+    """In fp32 rounding, on two meshes; see `eight_devices.py`."""
+    report = eight_devices["objectives"]
+    assert report.keys() == {f"{name} on {mesh}" for name in CASES for mesh in ("fsdp", "data x fsdp x tensor")}
+    for name, entry in report.items():
+        assert entry["devices"] == 8, name
+        assert entry["loss"] < 2e-6 and entry["gradients"] < 2e-5, (name, entry)
