@@ -13,6 +13,7 @@ import gin
 from pretrain.core import storage
 from pretrain.core.console import say
 from pretrain.core.errors import UserError, check
+from pretrain.core.fields import check_fields
 from pretrain.data import engines, shuffle, tokenizers
 from pretrain.data.corpus import CorpusInput, document_files, read_documents
 from pretrain.data.tokenizer_training import TokenizerConfig, load_path, train_or_load
@@ -50,6 +51,7 @@ class CacheConfig:
     version: str = ""
 
     def __post_init__(self):
+        check_fields(self)
         check(self.shard_megabytes > 0, "CacheConfig.shard_megabytes must be positive")
         check(self.engine in ("local", "beam"), f"CacheConfig.engine = {self.engine!r}: 'local' or 'beam'")
 

@@ -6,7 +6,6 @@ computes a batch. Batches are made a block at a time (what one bulk read is good
 No TensorFlow.
 """
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,22 +17,20 @@ import numpy as np
 from absl import flags
 
 from pretrain.core import storage
-from pretrain.core.errors import RunError, UserError, check
+from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.core.rng import host_rng
-from pretrain.data import tokenizers
 from pretrain.data.assembly import Arrays, Assembler, Contents, contents
-from pretrain.data.cache import read_info
-from pretrain.data.lengths import Lengths, describe
-from pretrain.data.mixing import MixtureConfig, Phase
-from pretrain.data.plan import SourcePlan
+from pretrain.data.lengths import describe
+from pretrain.data.mixing import MixtureConfig
+from pretrain.data.plan import PLAN_VERSION
+from pretrain.data.position import Position
 from pretrain.data.recent import Recent
-from pretrain.data.records import Feature, Shards
+from pretrain.data.sources import Sources, open_sources
 from pretrain.data.stream import Stream
 
-PLAN_VERSION = 2  # part of the fingerprint: raise it when the same inputs give other batches
 BLOCK_BYTES = 2 << 20  # of one packed feature, read and laid out at once
 RANDOM_GROUPS = 64  # parts of a global batch that draw random numbers of their own in an objective's `finish`
-KEPT_WINDOWS = 64  # a source with more windows keeps their row counts in the cache's `plans/`
 
 
 @gin.configurable
@@ -54,6 +51,7 @@ class LoaderConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
 
     def __post_init__(self):
+        check_fields(self)
         check(self.num_workers >= 0, f"LoaderConfig.num_workers = {self.num_workers} must be 0 or more")
         check(self.num_threads >= 1, f"LoaderConfig.num_threads = {self.num_threads} must be 1 or more")
         check(self.prefetch >= 1, f"LoaderConfig.prefetch = {self.prefetch} must be 1 or more")
@@ -89,8 +87,7 @@ def make_loader(
         mixture: shares of the sources; `MixtureConfig()` when None.
         epochs: in place of `mixture`: end after so many epochs of every source; empty rows fill up the last batch.
         total_steps: of the whole training; only a mixture with a schedule needs it.
-        resume: the `state` of an earlier loader. When only the mixture differs, the new one holds from that step on,
-            and nothing an earlier phase has used is repeated before its time.
+        resume: the `state` of an earlier loader; only the mixture may differ, and does so from that step on.
         process_index, process_count: this host and the number of hosts; host i gets the i-th slice of rows.
         num_workers, num_threads, prefetch: as in `LoaderConfig`.
 
@@ -101,53 +98,19 @@ def make_loader(
     check(batch_size > 0, f"batch_size = {batch_size} must be positive")
     check(batch_size % process_count == 0, f"a batch of {batch_size} rows cannot be shared by {process_count} hosts")
     check(mixture is None or epochs is None, "give a mixture or a number of epochs, not both")
-    cache, info = storage.Path(cache_dir), read_info(cache_dir)
-    _check_tokenizer(cache, info)
-    table = [Feature.from_json(feature) for feature in info["features"]]
-    lengths = Lengths(objective, sequence_length)
-    missing = [name for name in lengths.features if name not in [feature.name for feature in table]]
-    check(not missing, f"the cache has no feature {', '.join(missing)}; it has {[feature.name for feature in table]}")
-    shards = _open_shards(cache, info, split)
-    columns = [[feature.name for feature in table].index(name) for name in lengths.features]
-    plans = {
-        name: _plan(cache, info, split, name, each, columns, lengths, objective, seed) for name, each in shards.items()
-    }
-    if epochs is not None:
-        mixture = MixtureConfig(epochs=dict.fromkeys(plans, epochs), stop="all")
-    mixture = mixture or MixtureConfig()
-    costs = {name: plan.cost for name, plan in plans.items()}
-    phases = mixture.phases(costs, total_steps and total_steps * batch_size, info.get("rates"))
-    about = {
-        "seed": seed,
-        "split": split,
-        "batch_size": batch_size,
-        "capacity": lengths.capacity,
-        "version": PLAN_VERSION,
-    }
-    about |= {
-        "cache": info["fingerprint"],
-        "objective": describe(objective),
-        "stop": mixture.stop,
-        "epochs": mixture.epochs,
-    }
-    base = storage.fingerprint(about)
-    position = _Position(base, _continue(phases, base, resume, batch_size), phases)
-    stream = Stream(plans, position.phases)
-    tokenizer = info.get("tokenizer") or {}
-    assembler = Assembler(
-        objective,
-        lengths,
-        table,
-        [shards[name] for name in stream.sources],
-        stream.sources,
-        bos_id=tokenizer.get("bos_id", 0),
-        vocab_size=tokenizer.get("vocab_size"),
-        seed=seed,
-    )
-    rows = _Rows(batch_size, process_index, process_count, stream.end(mixture.stop, mixture.epochs or {}))
-    summary = _summary(plans, stream, lengths, position.phases, batch_size)
     config = LoaderConfig(num_workers, num_threads, prefetch)
-    return Loader(stream, assembler, objective, rows, position, summary, seed, lengths.capacity, config)
+    sources = open_sources(cache_dir, split, objective, sequence_length, seed)
+    if epochs is not None:
+        mixture = MixtureConfig(epochs=dict.fromkeys(sources.plans, epochs), stop="all")
+    mixture = mixture or MixtureConfig()
+    about = [PLAN_VERSION, sources.info["fingerprint"], split, describe(objective), sources.lengths.capacity]
+    base = storage.fingerprint([*about, batch_size, seed, mixture.stop, mixture.epochs])
+    costs = {name: plan.cost for name, plan in sources.plans.items()}
+    phases = mixture.phases(costs, total_steps and total_steps * batch_size, sources.info.get("rates"))
+    position = Position(base, phases, phases).resumed(resume, batch_size)
+    stream = Stream(sources.plans, position.phases)
+    rows = _Rows(batch_size, process_index, process_count, stream.end(mixture.stop, mixture.epochs or {}))
+    return Loader(sources, stream, objective, rows, position, seed, config)
 
 
 @dataclass(frozen=True)
@@ -172,80 +135,19 @@ class _Rows:
         return None if self.end is None else -(-self.end // self.batch_size)
 
 
-@dataclass(frozen=True)
-class _Position:
-    """What a data position depends on: fingerprint of all but the mixture, phases in force, phases configured."""
-
-    base: str
-    phases: list[Phase]
-    asked: list[Phase]
-
-    @property
-    def fingerprint(self) -> str:
-        return storage.fingerprint([self.base, [phase.to_json() for phase in self.phases]])
-
-
-def _check_tokenizer(cache: storage.Path, info: Mapping) -> None:
-    """Refuses a cache whose `tokenizer/` is not the one that made its tokens."""
-    if info.get("tokenizer"):
-        found = storage.read_json(cache / "tokenizer" / tokenizers.INFO_FILE)["fingerprint"]
-        if found != info["tokenizer"]["fingerprint"]:
-            raise RunError(
-                f"{cache}: the tokens were made by tokenizer {info['tokenizer']['fingerprint']}, the folder holds "
-                f"{found}; caches of different tokenizers cannot be mixed: delete it and run `pretrain cache` again"
-            )
-
-
-def _open_shards(cache: storage.Path, info: Mapping, split: str) -> dict[str, Shards]:
-    """The non-empty sources of a split, by name."""
-    entries = {name: splits[split] for name, splits in sorted(info["sources"].items()) if split in splits}
-    shards = {name: Shards(cache / name / split, entry["shards"]) for name, entry in entries.items()}
-    shards = {name: each for name, each in shards.items() if each.index.lengths.any()}
-    check(bool(shards), f"the cache in {cache} has nothing in split {split!r}")
-    return shards
-
-
-def _plan(cache, info, split, name, shards, columns, lengths, objective, seed) -> SourcePlan:
-    """The plan of one source; for a large one, how many rows each window fills is counted once and kept."""
-    key = storage.fingerprint([PLAN_VERSION, info["fingerprint"], split, name, describe(objective), lengths.capacity])
-    file = cache / "plans" / f"{key}.npy"
-    counted = np.frombuffer(file.read_bytes(), "<i8") if file.exists() else None
-    plan = SourcePlan(name, shards.index.lengths[:, columns], shards.starts, lengths, seed, counted=counted)
-    if counted is None and len(plan) > KEPT_WINDOWS:
-        with contextlib.suppress(OSError):  # a cache that cannot be written to is counted anew each time
-            storage.write_bytes(file, plan.window_rows.astype("<i8").tobytes())
-    return plan
-
-
-def _continue(phases: list[Phase], base: str, resume: Mapping | None, batch_size: int) -> list[Phase]:
-    """The phases of a resumed stream: the old ones, then, where the mixture has changed, the new ones."""
-    if not resume:
-        return phases
-    if resume["base"] != base:
-        raise UserError("this position belongs to other data (cache, objective, lengths, batch size or seed changed)")
-    past = [Phase(**phase) for phase in resume["phases"]]
-    row = resume["step"] * batch_size
-    asked = [Phase(**phase) for phase in resume["asked"]]
-    if asked == phases:
-        return past
-    now = [phase for phase in phases if phase.row <= row][-1]
-    return [p for p in past if p.row < row] + [Phase(row, now.by, now.shares)] + [p for p in phases if p.row > row]
-
-
-def _summary(
-    plans: Mapping[str, SourcePlan], stream: Stream, lengths: Lengths, phases: list[Phase], batch_size: int
-) -> dict:
+def _summary(sources: Sources, stream: Stream, position: Position, batch_size: int) -> dict:
     """Counts for reports, of one epoch of every source that is read."""
     rows = sum(plan.rows for plan in stream.plans)
     tokens = sum(plan.cost["tokens"] for plan in stream.plans)
     return {
+        "fingerprint": position.fingerprint,
         "sources": stream.sources,
-        "unused_sources": sorted(set(plans) - set(stream.sources)),
-        "phases": [phase.to_json() for phase in phases],
+        "unused_sources": sorted(set(sources.plans) - set(stream.sources)),
+        "phases": [phase.to_json() for phase in position.phases],
         "rows_per_epoch": rows,
         "tokens_per_epoch": tokens,
         "steps_per_epoch": rows / batch_size,
-        "packing_efficiency": tokens / (rows * sum(lengths.capacity)),
+        "packing_efficiency": tokens / (rows * sum(sources.lengths.capacity)),
         "empty_records": sum(plan.empty for plan in stream.plans),
         "split_records": sum(plan.split for plan in stream.plans),
     }
@@ -262,23 +164,31 @@ class Loader:
 
     def __init__(
         self,
+        sources: Sources,
         stream: Stream,
-        assembler: Assembler,
         objective: Any,
         rows: _Rows,
-        position: _Position,
-        summary: dict,
+        position: Position,
         seed: int,
-        capacity: tuple[int, ...],
         config: LoaderConfig,
     ):
-        self._stream, self._assembler, self._objective, self._seed = stream, assembler, objective, seed
-        self._rows, self._position, self._config = rows, position, config
-        self._span = max(1, BLOCK_BYTES // (4 * rows.count * max(capacity)))  # batches of a block
+        self._stream, self._objective, self._seed, self._config = stream, objective, seed, config
+        self._rows, self._position = rows, position
+        self._assembler = Assembler(
+            objective,
+            sources.lengths,
+            sources.table,
+            [sources.shards[name] for name in stream.sources],
+            stream.sources,
+            bos_id=sources.tokenizer.get("bos_id", 0),
+            vocab_size=sources.tokenizer.get("vocab_size"),
+            seed=seed,
+        )
+        self._span = max(1, BLOCK_BYTES // (4 * rows.count * max(sources.lengths.capacity)))  # batches of a block
         self._blocks = Recent(2)
         self.num_batches = rows.batches
         self.fingerprint = position.fingerprint
-        self.info = {"fingerprint": self.fingerprint, **summary}
+        self.info = _summary(sources, stream, position, rows.batch_size)
 
     def batch(self, step: int) -> Arrays:
         """This host's rows of global batch `step`."""
@@ -317,9 +227,7 @@ class Loader:
 
     def state(self, step: int) -> dict:
         """What a checkpoint keeps of the data position before `step`: a few hundred bytes of JSON, for `resume`."""
-        position = self._position
-        phases = {name: [p.to_json() for p in getattr(position, name)] for name in ("phases", "asked")}
-        return {"step": step, "fingerprint": self.fingerprint, "base": position.base, **phases}
+        return self._position.state(step)
 
     def contents(self, step: int) -> Contents:
         """What stands in this host's rows of batch `step`: sources, records, pieces."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import gin
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 
 Weights = Mapping[str, float]
 
@@ -45,16 +46,19 @@ class MixtureConfig:
     by: str | None = None
     temperature: float | None = None
     epochs: Weights | None = None
-    schedule: Sequence[tuple[float, Weights]] = ()
+    schedule: Sequence[Sequence[object]] = ()
     stop: str = "never"
 
     def __post_init__(self):
+        check_fields(self)
         check(self.by in (None, "tokens", "examples"), f"MixtureConfig.by = {self.by!r}: 'tokens' or 'examples'")
         check(
             self.temperature is None or self.temperature > 0,
             f"MixtureConfig.temperature = {self.temperature} must be positive",
         )
         check(self.stop in ("never", "first", "all"), f"MixtureConfig.stop = {self.stop!r}: 'never', 'first' or 'all'")
+        pairs = all(len(p) == 2 and isinstance(p[0], int | float) and isinstance(p[1], Mapping) for p in self.schedule)
+        check(pairs, "MixtureConfig.schedule must be pairs of a fraction of training and weights")
         given = [name for name in ("weights", "temperature", "epochs") if getattr(self, name) is not None]
         check(len(given) <= 1, f"MixtureConfig: give one of {' and '.join(given)}, not both")
         for name, weights in (

@@ -16,6 +16,7 @@ import sentencepiece
 
 from pretrain.core import storage
 from pretrain.core.errors import RunError, UserError, check
+from pretrain.core.fields import check_fields
 from pretrain.core.rng import host_rng
 from pretrain.data.tokenizers import Bytes, HuggingFace, SentencePiece, Tokenizer, load
 
@@ -60,6 +61,7 @@ class TokenizerConfig:
     pattern: str = "cl100k"
 
     def __post_init__(self):
+        check_fields(self)
         check(self.kind in KINDS, f"TokenizerConfig.kind = {self.kind!r}: choose one of {', '.join(KINDS)}")
         check(self.extra_ids >= 0, f"TokenizerConfig.extra_ids = {self.extra_ids} must be 0 or more")
         check(self.sample_megabytes > 0, "TokenizerConfig.sample_megabytes must be positive")

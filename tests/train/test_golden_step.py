@@ -1,6 +1,6 @@
 """Three training steps with known numbers: any change of model, loss, optimizer, seeds or schedule shows here.
 
-If a change is meant to alter the numbers, run `PYTHONPATH=tests python tests/train/test_golden_step.py` and paste what it prints.
+If a change is meant to alter them, run `PYTHONPATH=tests python tests/train/test_golden_step.py` and paste its output.
 """
 
 import jax
