@@ -57,7 +57,7 @@ def eight_devices(tmp_path_factory) -> dict:
     script = pathlib.Path(__file__).with_name("eight_devices.py")
     folder = tmp_path_factory.mktemp("eight")
     done = subprocess.run(
-        [sys.executable, script, folder], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240
+        [sys.executable, script, folder], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -75,8 +75,8 @@ def layouts() -> dict:
         make, layout, _ = train_state(make_mesh(config))
         state = jax.jit(make, out_shardings=layout)()
         report[name] = {
-            "params": {k: str(v.spec) for k, v in named_leaves(layout.params).items()},
-            "opt_state": {k: str(v.spec) for k, v in named_leaves(layout.opt_state).items()},
+            "params": {k: list(v.spec) for k, v in named_leaves(layout.params).items()},
+            "opt_state": {k: list(v.spec) for k, v in named_leaves(layout.opt_state).items()},
             "held": sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)),
             "total": sum(x.nbytes for x in jax.tree.leaves(state)),
             "embedding": np.asarray(state.params["embedding"])[:2].tolist(),

@@ -84,7 +84,7 @@ def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> path
     return path
 
 
-def run_cli(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+def run_cli(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
     """`python -m pretrain` in its own process, as a person would run it."""
     return subprocess.run(
         [sys.executable, "-m", "pretrain", *arguments],

@@ -52,7 +52,7 @@ class Schedule:
             after = optax.linear_schedule(peak, final, decay, transition_begin=rest - decay)
         else:
             start = max(warmup, 1)
-            after = lambda count: peak * jnp.sqrt(start / (count + start))  # noqa: E731
+            after = lambda count: peak * jnp.sqrt(start / jnp.maximum(count + start, 1))  # noqa: E731
         if warmup == 0:
             return after
         # The first step already learns: it gets peak / warmup, not 0.
