@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from gcs_server import BUCKET, object_server
@@ -54,20 +55,8 @@ def start(store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def local(store, start, tmp_path_factory):
-    """The same run on a local disk, which nobody kills: its folder, and the process that is at work there."""
-    folder = tmp_path_factory.mktemp("local")
-    (folder / "a.jsonl").write_bytes(documents(100))
-    flags = (f"--gin_file={TINY_GIN}", f"--workdir={folder / 'run'}", f"--input={folder / '*.jsonl'}")
-    return folder / "run", start(*flags, "--gin.CHECKPOINT_EVERY=10")
-
-
-@pytest.fixture(scope="module")
-def finished(store, start, local) -> tuple[str, str]:
-    """What the second of two commands prints: the first is killed in the middle of writing a checkpoint.
-
-    The second is told nothing but where the run is: a workdir knows its configuration.
-    """
+def killed(store, start) -> list[str]:
+    """A run that is killed in the middle of writing its second checkpoint; gives what it left of that checkpoint."""
     first = start(f"--gin_file={TINY_GIN}", f"--workdir={RUN}", f"--input={INPUT}", "--gin.CHECKPOINT_EVERY=10")
 
     def kill(name: str) -> None:
@@ -79,8 +68,23 @@ def finished(store, start, local) -> tuple[str, str]:
     _, errors = first.communicate(timeout=120)
     store.on_write = lambda name: None
     assert first.returncode == -signal.SIGKILL, errors
-    assert store.names("run/checkpoints/20/"), "killed before the checkpoint of step 20 began"
-    return finish(start(f"--workdir={RUN}"))
+    return store.names("run/checkpoints/20/")
+
+
+@pytest.fixture(scope="module")
+def finished(killed, start, tmp_path_factory) -> tuple[str, str, Path]:
+    """What the run prints when it is started again, told only where it is: a workdir knows its configuration.
+
+    The folder is that of the same run on a local disk, which nobody kills.
+    """
+    assert killed, "killed before the checkpoint of step 20 began"
+    second = start(f"--workdir={RUN}")
+    folder = tmp_path_factory.mktemp("local")
+    (folder / "a.jsonl").write_bytes(documents(100))
+    flags = (f"--gin_file={TINY_GIN}", f"--workdir={folder / 'run'}", f"--input={folder / '*.jsonl'}")
+    local = start(*flags, "--gin.CHECKPOINT_EVERY=10")
+    finish(local)
+    return *finish(second), folder / "run"
 
 
 def rows(text: bytes) -> list[dict]:
@@ -90,7 +94,7 @@ def rows(text: bytes) -> list[dict]:
 
 
 def test_it_resumes_from_the_last_whole_checkpoint_and_finishes(finished, store):
-    output, errors = finished
+    output, errors, _ = finished
     assert "resumed from step 10" in errors
     assert "ERROR" not in errors and "Traceback" not in errors
     evaluation = json.loads(output.splitlines()[-1])
@@ -102,9 +106,8 @@ def test_it_resumes_from_the_last_whole_checkpoint_and_finishes(finished, store)
     assert any(name.startswith("run/tensorboard/") for name in store.names())
 
 
-def test_it_equals_a_run_on_a_local_disk_that_nobody_killed(finished, store, local):
-    workdir, process = local
-    finish(process)
+def test_it_equals_a_run_on_a_local_disk_that_nobody_killed(finished, store):
+    *_, workdir = finished
     assert rows((workdir / "metrics.jsonl").read_bytes()) == rows(store.get("run/metrics.jsonl"))
     for name in ("evaluation.json", "samples.jsonl"):
         assert (workdir / name).read_bytes() == store.get(f"run/{name}"), name
