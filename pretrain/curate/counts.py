@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pretrain.core.errors import RunError
 from pretrain.curate.documents import text_bytes
@@ -42,6 +43,29 @@ def of_edits(edits: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
     counts: dict[str, Any] = {}
     for row in edits.group_by(["source", "rule"]).aggregate([("bytes", "sum"), ([], "count_all")]).to_pylist():
         counts.setdefault(row["source"], {})[row["rule"]] = {"edits": row["count_all"], "bytes": row["bytes_sum"]}
+    return counts
+
+
+def of_tags(documents: pa.Table, decisions: pa.Table) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """{source: {tag: {value: {"documents"}}}} of the tags that a stage gave to documents it kept.
+
+    Numbers are counted by their first digit (0.1, 0.2 … 0.9, 1, 2 …), those near 0 as 0.
+    """
+    row = pc.index_in(decisions["id"], value_set=documents["id"])
+    tagged = decisions.append_column("row", row).filter(pc.and_(pc.is_valid(row), pc.is_valid(decisions["tag"])))
+    values = (f"{round(value, 2):.1g}" for value in tagged["value"].filter(pc.is_null(tagged["label"])).to_pylist())
+    shown = [next(values) if label is None else label for label in tagged["label"].to_pylist()]
+    table = pa.table(
+        {
+            "source": documents["source"].take(tagged["row"]),
+            "tag": tagged["tag"],
+            "value": pa.array(shown, pa.string()),
+        }
+    )
+    counts: dict[str, Any] = {}
+    for found in table.group_by(["source", "tag", "value"]).aggregate([([], "count_all")]).to_pylist():
+        by_value = counts.setdefault(found["source"], {}).setdefault(found["tag"], {})
+        by_value[found["value"]] = {"documents": found["count_all"]}
     return counts
 
 

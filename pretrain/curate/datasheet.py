@@ -62,6 +62,7 @@ def _source(source: str, totals: dict) -> dict[str, Any]:
             "in": stage["in"].get(source, nothing),
             "rejected": stage["rejected"].get(source, {}),
             "edited": stage["edited"].get(source, {}),
+            "tagged": stage.get("tagged", {}).get(source, {}),
             "out": stage["out"].get(source, nothing),
         }
         for name, stage in totals["stages"].items()

@@ -158,6 +158,7 @@ def shard_task(plan: Plan, number: int, shard: int, readers: int) -> dict:
         decisions = decide(documents) if is_keyed else pa.concat_tables(decide(batch) for batch in _batches(documents))
         kept, new_rejected, new_edits = apply(documents, decisions, name)
         stages[name] = counts.stage_counts(documents, kept, new_rejected, new_edits)
+        stages[name]["tagged"] = counts.of_tags(kept, decisions)
         documents = kept
         rejected, edits = pa.concat_tables([rejected, new_rejected]), pa.concat_tables([edits, new_edits])
     if phase.keyed is None:

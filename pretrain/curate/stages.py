@@ -13,6 +13,7 @@ edges, hits); `decide` sees all that is left at once (connected components, coun
 A stage is a frozen gin-configurable dataclass, so it can be sent to a worker and put into a fingerprint.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +23,8 @@ import pyarrow.compute as pc
 
 from pretrain.curate.documents import EDITS, REJECTED, excerpt, text_bytes
 
-# A row without `start` rejects its document; a row with it replaces characters [start, end) by `replacement`.
+# A row with `tag` writes {tag: label, or value where there is no label} into the document's metadata; one with `start`
+# replaces characters [start, end) by `replacement`; any other rejects its document.
 DECISIONS = pa.schema(
     {
         "id": pa.string(),
@@ -33,6 +35,8 @@ DECISIONS = pa.schema(
         "start": pa.int64(),
         "end": pa.int64(),
         "replacement": pa.string(),
+        "tag": pa.string(),
+        "label": pa.string(),
     }
 )
 
@@ -50,7 +54,7 @@ class MapStage(Protocol):
     def decide(self, documents: pa.RecordBatch) -> pa.Table:
         """Decisions about a batch (which may be empty) of schema `DOCUMENTS`, as a table of schema `DECISIONS`.
 
-        Of several rejections of one document the first counts; a rejected document is not edited.
+        Of several rejections of one document the first counts; a rejected document is neither edited nor tagged.
         """
 
 
@@ -99,6 +103,21 @@ def replacements(ids: pa.Array, rule: str, start: pa.Array, end: pa.Array, repla
     return _decisions({"id": ids, "rule": rule, "start": start, "end": end, "replacement": replacement}, len(ids))
 
 
+def tags(ids: pa.Array, name: str, values: pa.Array | np.ndarray | str | float) -> pa.Table:
+    """Decisions that write {name: value} into the metadata of `ids`: numbers or strings, an array or one for all.
+
+    A tag changes no text and takes the place of what the metadata held under that name; null values write nothing.
+    """
+    values = pa.array(values) if isinstance(values, (np.ndarray, list)) else values
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        is_given = pc.is_valid(values)
+        ids, values = ids.filter(is_given), values.filter(is_given)
+        is_label = not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type))
+    else:
+        is_label = isinstance(values, str)
+    return _decisions({"id": ids, "tag": name, "label" if is_label else "value": values}, len(ids))
+
+
 def _decisions(given: dict, length: int) -> pa.Table:
     columns = []
     for field in DECISIONS:
@@ -123,9 +142,11 @@ def apply(documents: pa.Table, decisions: pa.Table, stage: str) -> tuple[pa.Tabl
     unknown = pc.invert(pc.is_in(decisions["id"], value_set=documents["id"]))
     if pc.any(unknown).as_py():
         raise ValueError(f"stage {stage} decided about unknown ids: {decisions['id'].filter(unknown)[:3].to_pylist()}")
-    is_rejection = pc.is_null(decisions["start"])
+    is_tag, is_edit = pc.is_valid(decisions["tag"]), pc.is_valid(decisions["start"])
+    is_rejection = pc.invert(pc.or_(is_tag, is_edit))
     kept, rejected = _reject(documents, decisions.filter(is_rejection), stage)
-    kept, edits = _edit(kept, decisions.filter(pc.invert(is_rejection)), stage)
+    kept = _tag(kept, decisions.filter(is_tag))
+    kept, edits = _edit(kept, decisions.filter(is_edit), stage)
     return kept, rejected, edits
 
 
@@ -149,6 +170,23 @@ def rejected_rows(documents: pa.Table, reasons: pa.Table, stage: str) -> pa.Tabl
         "bytes": text_bytes(documents),
     }
     return pa.table([columns[name] for name in REJECTED.names], schema=REJECTED)
+
+
+def _tag(documents: pa.Table, decisions: pa.Table) -> pa.Table:
+    row = pc.index_in(decisions["id"], value_set=documents["id"])
+    decisions = decisions.append_column("row", row).filter(pc.is_valid(row))
+    if not decisions.num_rows:
+        return documents
+    added: dict[int, dict[str, str | float]] = {}
+    for row_, name, label, value in zip(
+        *(decisions[column].to_pylist() for column in ("row", "tag", "label", "value")), strict=True
+    ):
+        added.setdefault(row_, {})[name] = value if label is None else label
+    metadata = documents["metadata"].to_pylist()
+    for row_, values in added.items():
+        metadata[row_] = json.dumps(json.loads(metadata[row_]) | values, sort_keys=True)
+    column = documents.schema.get_field_index("metadata")
+    return documents.set_column(column, documents.schema.field(column), pa.array(metadata, pa.string()))
 
 
 def _edit(documents: pa.Table, decisions: pa.Table, stage: str) -> tuple[pa.Table, pa.Table]:

@@ -1,5 +1,6 @@
 """Stages by themselves: decisions, how they are carried out, the rules, exact dedup and the split."""
 
+import json
 import pickle
 import unicodedata
 
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.core.errors import UserError
-from pretrain.curate.documents import document_id, shard_of
+from pretrain.curate import counts
+from pretrain.curate.documents import DOCUMENTS, document_id, shard_of
 from pretrain.curate.exact_dedup import ExactDedup, normalise
 from pretrain.curate.rules import TextRules, letters, longest_lines
 from pretrain.curate.split import split_of
@@ -23,6 +25,7 @@ from pretrain.curate.stages import (
     apply,
     rejections,
     replacements,
+    tags,
 )
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=50), max_size=8)
@@ -77,6 +80,32 @@ def test_a_rejected_document_is_not_edited():
     )
     kept, rejected, edits = apply(documents(["abc"]), decisions, "stage")
     assert (kept.num_rows, rejected["bytes"].to_pylist(), edits.num_rows) == (0, [3], 0)
+
+
+def test_tags_go_into_the_metadata_and_change_no_text():
+    table = documents(["a", "b", "c"]).set_column(
+        5, DOCUMENTS.field("metadata"), pa.array(['{"url": "x", "quality": 1}', "{}", "{}"])
+    )
+    decisions = pa.concat_tables(
+        [
+            tags(table["id"], "quality", np.array([0.25, 0.5, 0.75])),
+            tags(table["id"], "language", pa.array(["de", None, "en"])),
+            tags(ids("id001"), "bucket", "head"),
+            tags(ids("id002"), "level", 3),
+            rejections(ids("id002"), "bad"),
+        ]
+    )
+    kept, rejected, edits = apply(table, decisions, "stage")
+    found = [json.loads(text) for text in kept["metadata"].to_pylist()]
+    assert found == [{"url": "x", "quality": 0.25, "language": "de"}, {"quality": 0.5, "bucket": "head"}]
+    assert (kept["text"].to_pylist(), rejected["id"].to_pylist(), edits.num_rows) == (["a", "b"], ["id002"], 0)
+    assert counts.of_tags(kept, decisions) == {
+        "corpus": {
+            "quality": {"0.2": {"documents": 1}, "0.5": {"documents": 1}},
+            "language": {"de": {"documents": 1}},
+            "bucket": {"head": {"documents": 1}},
+        }
+    }
 
 
 @pytest.mark.parametrize("start, end", [([0, 2], [3, 4]), ([2], [9]), ([3], [2]), ([-1], [2])])
