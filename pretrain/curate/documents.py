@@ -48,6 +48,7 @@ EDITS = pa.schema(
 )
 
 EXCERPT_CHARACTERS = 200
+UNREADABLE = "unreadable"
 
 
 class Record(NamedTuple):
@@ -71,7 +72,7 @@ class Record(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A record or file that no document could be made of.
+    """A record or file that no document was made of.
 
     Attributes:
         origin: path or URL, with ":offset" where there is one.
@@ -79,6 +80,8 @@ class Unreadable(NamedTuple):
         content: the first bytes of it, for the excerpt.
         size: bytes that were not read into a document; 0 where nobody can know.
         source: as in `Record`.
+        rule: "unreadable" for damage, which counts against `Recipe.max_unreadable`; any other is a reader's decision
+            about a sound record: an image in a crawl, an error page, a binary file among sources.
     """
 
     origin: str
@@ -86,6 +89,7 @@ class Unreadable(NamedTuple):
     content: bytes = b""
     size: int = 0
     source: str | None = None
+    rule: str = UNREADABLE
 
 
 def document_id(source: str, origin: str) -> str:

@@ -21,7 +21,16 @@ else:
     from backports import zstd
 
 COMPRESSIONS = {".gz": gzip.open, ".zst": zstd.open}
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".rst": "text", ".parquet": "parquet"}
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".parquet": "parquet",
+    ".warc": "warc",
+    ".wet": "warc",
+}
 # Real text compresses up to about 100 times, and gzip can do no better than 1,032; what expands more is no corpus.
 MAX_EXPANSION = 1_000
 TYPICAL_EXPANSION = 4
@@ -36,7 +45,7 @@ class InputFile(NamedTuple):
         path: as the user wrote it (relative stays relative), so that ids do not depend on where the corpus lies.
         size: bytes on disk.
         source: the source its documents belong to.
-        format: the reader's name, a value of `FORMATS`.
+        format: the reader's name; see `pretrain.curate.formats`.
     """
 
     path: str
@@ -59,8 +68,13 @@ def format_of(path: str) -> str | None:
     return FORMATS.get(extension)
 
 
-def find_files(pattern: str, source: str) -> tuple[list[InputFile], Counter]:
+def find_files(pattern: str, source: str, format_: str | None = None) -> tuple[list[InputFile], Counter]:
     """The files that a path, a glob or a folder (searched through) names, sorted by path.
+
+    Args:
+        pattern: path, glob or folder, local or remote.
+        source: the source its documents belong to.
+        format_: the reader for all of them; None goes by each file's extension.
 
     Returns:
         The files, and how many of a folder's files no reader knows, by extension.
@@ -80,9 +94,9 @@ def find_files(pattern: str, source: str) -> tuple[list[InputFile], Counter]:
         if info["type"] != "file":
             continue
         shown = _as_written(pattern, root, path)
-        format_ = format_of(path)
-        if format_ is not None:
-            files.append(InputFile(shown, info["size"], source, format_))
+        reader = format_ or format_of(path)
+        if reader is not None:
+            files.append(InputFile(shown, info["size"], source, reader))
         elif is_folder:
             ignored[os.path.splitext(path)[1] or "no extension"] += 1
         else:

@@ -7,7 +7,7 @@ and the reader goes on where it can. Line formats are streamed; no more than one
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gin
@@ -56,21 +56,6 @@ class Piece(NamedTuple):
     problem: str = ""
 
 
-def read_file(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]:
-    """Every document of a file, and everything in it that could not be read, in the file's order."""
-    reader: Callable[[InputFile, Fields], Iterator[Record | Unreadable]] = READERS[file.format]
-    is_empty = True
-    try:
-        for item in reader(file, fields) if file.size else ():
-            is_empty = False
-            yield item
-    except DAMAGE as error:
-        yield Unreadable(file.path, f"cannot open: {_one_line(error)}")
-        return
-    if is_empty:
-        yield Unreadable(file.path, "no records: the file is empty")
-
-
 def read_jsonl(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]:
     """One JSON object a line; blank lines are no records."""
     for piece in split_lines(file, fields.max_record_bytes):
@@ -109,10 +94,7 @@ def read_parquet(file: InputFile, fields: Fields) -> Iterator[Record | Unreadabl
                     yield _from_mapping(f"{file.path}:{row}", values, fields)
                     row += 1
         except DAMAGE as error:
-            yield Unreadable(f"{file.path}:{row}", f"damaged: {_one_line(error)}")
-
-
-READERS = {"jsonl": read_jsonl, "text": read_text, "parquet": read_parquet}
+            yield Unreadable(f"{file.path}:{row}", f"damaged: {one_line(error)}")
 
 
 def split_lines(file: InputFile, max_bytes: int) -> Iterator[Piece]:
@@ -132,7 +114,7 @@ def split_lines(file: InputFile, max_bytes: int) -> Iterator[Piece]:
         try:
             chunk = next(chunks, b"")
         except DAMAGE as error:
-            damage = f"damaged: {_one_line(error)}"
+            damage = f"damaged: {one_line(error)}"
             break
         if not chunk:
             break
@@ -183,7 +165,7 @@ def _whole_file(file: InputFile, max_bytes: int) -> Iterator[Piece]:
                 yield Piece(0, bytes(content[:BEGINNING]), len(content), problem)
                 return
     except DAMAGE as error:
-        yield Piece(len(content), bytes(content[:BEGINNING]), len(content), f"damaged: {_one_line(error)}")
+        yield Piece(len(content), bytes(content[:BEGINNING]), len(content), f"damaged: {one_line(error)}")
         return
     if content:
         yield Piece(0, bytes(content), len(content))
@@ -198,7 +180,7 @@ def _from_json(origin: str, line: bytes, fields: Fields) -> Record | Unreadable:
     except UnicodeDecodeError as error:
         return Unreadable(origin, _utf8_problem(error), line, len(line))
     except (ValueError, RecursionError) as error:
-        return Unreadable(origin, f"not JSON: {_one_line(error)}", line, len(line))
+        return Unreadable(origin, f"not JSON: {one_line(error)}", line, len(line))
     if not isinstance(values, dict):
         return Unreadable(origin, "not a JSON object", line, len(line))
     return _from_mapping(origin, values, fields, line)
@@ -225,7 +207,7 @@ def _from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: byte
     except UnicodeEncodeError:
         return Unreadable(origin, "an unpaired surrogate", raw, len(raw))
     except (ValueError, RecursionError) as error:
-        return Unreadable(origin, f"metadata is no JSON: {_one_line(error)}", raw, len(raw))
+        return Unreadable(origin, f"metadata is no JSON: {one_line(error)}", raw, len(raw))
     return Record(text, origin, own_id, group=None if group is None else str(group), metadata=metadata)
 
 
@@ -248,5 +230,6 @@ def _utf8_problem(error: UnicodeDecodeError) -> str:
     return f"invalid UTF-8 at byte {error.start}"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, cut short; its type's name where it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,15 +13,15 @@ import gin
 
 from pretrain.core import storage
 from pretrain.core.errors import UserError, check
-from pretrain.curate import datasheet, engine, python_library
+from pretrain.curate import datasheet, engine
 from pretrain.curate.exact_dedup import ExactDedup
-from pretrain.curate.inputs import InputFile, find_files
+from pretrain.curate.formats import NOT_PATHS, PYTHON, find_inputs, split_format
+from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields
 from pretrain.curate.rules import TextRules
 from pretrain.curate.shards import Plan, read_batches, shard_name, split_phases
 from pretrain.curate.stages import FittedStage, KeyedStage, MapStage, Stage
 
-PYTHON = "python"  # the input that names the default corpus
 FORMAT_VERSION = 1  # part of the fingerprint: raise it when the same recipe gives another output
 SHARD_BYTES = 64 << 20  # of text a shard, about
 MIN_SHARDS = 4
@@ -34,8 +34,9 @@ class Recipe:
     """What to curate, and how.
 
     Attributes:
-        input: "python" (the text that ships with Python); a path, glob or folder; several of them in a list; or
-            {source name: any of these}.
+        input: "python" (the text that ships with Python); a path, glob or folder, or one with its format before it
+            ("code:", "books:" …; see `pretrain.curate.formats`); several of them in a list; or {source name: any of
+            these}.
         source: the source name of an input that is not given by name.
         stages: stages in order; see `pretrain.curate.stages`.
         validation_fraction: of documents (of groups, where records have one) that go to the validation split.
@@ -73,12 +74,9 @@ class Recipe:
         """
         files, ignored = set(), Counter()
         for source, pattern in self.patterns():
-            if pattern == PYTHON:
-                files.update(python_library.find_modules())
-            else:
-                found, passed_over = find_files(pattern, source)
-                files.update(found)
-                ignored.update(passed_over)
+            found, passed_over = find_inputs(pattern, source)
+            files.update(found)
+            ignored.update(passed_over)
         sizes = [file.size for file in files]
         check(any(sizes), f"the corpus is empty: all {len(sizes)} input file(s) of {self.input!r} have 0 bytes")
         return sorted(files), ignored
@@ -144,11 +142,12 @@ def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = N
 
 def _check_apart(recipe: Recipe, output: os.PathLike | str) -> None:
     """Refuses an output folder inside an input folder, which the next run would read as input."""
-    for _, pattern in recipe.patterns():
+    for _, given in recipe.patterns():
+        format_, pattern = split_format(given)
         fixed = re.split(r"[*?\[]", pattern)[0]
         folder = fixed if fixed == pattern else os.path.dirname(fixed)
         is_searched = fixed == pattern or "**" in pattern
-        if is_searched and pattern != PYTHON and not storage.is_remote(pattern):
+        if is_searched and format_ not in NOT_PATHS and not storage.is_remote(pattern):
             outer, inner = os.path.abspath(folder), os.path.abspath(os.fspath(output))
             message = f"the output folder {output} lies inside the input folder {folder or '.'}; write it elsewhere"
             check(os.path.commonpath([outer, inner]) != outer, message)
@@ -158,7 +157,7 @@ def _fitted(stage: Stage, recipe: Recipe) -> MapStage | KeyedStage:
     """The stage itself, or the map stage that it becomes once it has seen its reference corpus."""
     if not isinstance(stage, FittedStage):
         return stage
-    files, _ = find_files(stage.reference, "reference")
+    files, _ = find_inputs(stage.reference, "reference")
     return stage.fit(batch for table, _ in read_batches(files, recipe.fields, 0.0) for batch in table.to_batches())
 
 

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.core import storage
-from pretrain.curate import counts, python_library, spill
-from pretrain.curate.documents import DOCUMENTS, EDITS, REJECTED, Unreadable, document_id, shard_of
+from pretrain.curate import counts, spill
+from pretrain.curate.documents import DOCUMENTS, EDITS, REJECTED, UNREADABLE, Unreadable, document_id, shard_of
+from pretrain.curate.formats import read_file
 from pretrain.curate.inputs import InputFile
-from pretrain.curate.readers import Fields, read_file
+from pretrain.curate.readers import Fields
 from pretrain.curate.split import split_of
 from pretrain.curate.stages import DECISIONS, KeyedStage, MapStage, apply, rejected_rows, rejections
 
@@ -82,8 +83,7 @@ def read_batches(files: list[InputFile], fields: Fields, validation_fraction: fl
     unreadable: list[Unreadable] = []
     characters = 0
     for file in files:
-        reader = python_library.read_module(file) if file.format == python_library.FORMAT else read_file(file, fields)
-        for item in reader:
+        for item in read_file(file, fields):
             source = item.source or file.source
             if isinstance(item, Unreadable):
                 unreadable.append(item._replace(source=source))
@@ -113,9 +113,10 @@ def read_task(plan: Plan, files: list[InputFile], index: int) -> dict:
             for item in unreadable:
                 counts.add(summary["read"], {item.source: {"documents": 1, "bytes": item.size}})
             summary["documents"] += documents.num_rows + len(unreadable)
-            summary["unreadable"] += len(unreadable)
+            damaged = [item for item in unreadable if item.rule == UNREADABLE]
+            summary["unreadable"] += len(damaged)
             room = PROBLEMS - len(summary["problems"])
-            summary["problems"] += [f"{item.origin}: {item.problem}" for item in unreadable[:room]]
+            summary["problems"] += [f"{item.origin}: {item.problem}" for item in damaged[:room]]
     return summary
 
 
@@ -125,7 +126,7 @@ def _unreadable_rows(unreadable: list[Unreadable]) -> pa.Table:
             "id": document_id(item.source, item.origin),
             "source": item.source,
             "stage": READ,
-            "rule": "unreadable",
+            "rule": item.rule,
             "excerpt": f"{item.problem} | {item.content[:200].decode('utf-8', 'replace')}",
             "origin": item.origin,
             "bytes": item.size,
@@ -190,10 +191,11 @@ def _gather(plan: Plan, shard: int, readers: int, stages: dict) -> tuple[pa.Tabl
     reasons = rejections(repeated["id"], "duplicate_id", duplicate_of=repeated["id"])
     everything, documents = documents, documents.filter(pa.array(~is_repeated))
     counted = counts.stage_counts(everything, documents, REJECTED.empty_table(), EDITS.empty_table())
+    for source, rules in counts.of_rejected(rejected).items():
+        for numbers in rules.values():
+            counts.add(counted["in"], {source: numbers})
     rejected = pa.concat_tables([rejected, rejected_rows(repeated, reasons, READ)])
     counted["rejected"] = counts.of_rejected(rejected)
-    for source, rules in counted["rejected"].items():
-        counts.add(counted["in"], {source: rules.get("unreadable", {})})
     stages[READ] = counted
     return documents, rejected
 

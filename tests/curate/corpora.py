@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.curate.documents import DOCUMENTS
+from pretrain.curate.formats import read_file
 from pretrain.curate.inputs import InputFile, format_of, zstd
-from pretrain.curate.readers import Fields, read_file
+from pretrain.curate.readers import Fields
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it goes home to sleep. "
 

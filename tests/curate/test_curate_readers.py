@@ -345,7 +345,7 @@ def test_remote_files():
     try:
         files, _ = find_files("memory://bucket/*", "corpus")
         assert [file.path for file in files] == ["memory://bucket/a.jsonl.gz", "memory://bucket/b.txt"]
-        from pretrain.curate.readers import read_file
+        from pretrain.curate.formats import read_file
 
         items = [item for file in files for item in read_file(file, Fields())]
         assert [item.text for item in items] == ["remote", SENTENCE]

@@ -1,0 +1,62 @@
+"""Every format that curation reads: how its inputs are found and what reads them. A new reader is one line here.
+
+An input is a path, a glob or a folder, whose files are read by their extension, or one of these:
+
+    python                 the text that ships with Python (`python_library.py`)
+    FORMAT:PATH            files of any extension, read as FORMAT: "text:notes/*.log", "jsonl:dump/part-*"
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from pretrain.curate import python_library, readers
+from pretrain.curate.documents import Record, Unreadable
+from pretrain.curate.inputs import InputFile, find_files
+from pretrain.curate.readers import DAMAGE, Fields, one_line
+
+Items = Iterator[Record | Unreadable]
+PYTHON = python_library.FORMAT
+READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
+    "jsonl": readers.read_jsonl,
+    "text": readers.read_text,
+    "parquet": readers.read_parquet,
+    PYTHON: lambda file, fields: python_library.read_module(file),
+}
+NOT_PATHS = {PYTHON}
+
+
+def split_format(given: str) -> tuple[str | None, str]:
+    """ "books:e/*.txt" → ("books", "e/*.txt"); the format is None where none is named ("gs://x", "e/*.txt")."""
+    if given == PYTHON:
+        return PYTHON, ""
+    prefix = re.match(r"([a-z]+):(?!//)", given)
+    if prefix and prefix[1] in READERS:
+        return prefix[1], given[prefix.end() :]
+    return None, given
+
+
+def find_inputs(given: str, source: str) -> tuple[list[InputFile], Counter]:
+    """The units of work that an input names, sorted, and how many of a folder's files no reader knows, by extension.
+
+    Raises:
+        UserError: nothing is there to read, or no reader for it.
+    """
+    format_, pattern = split_format(given)
+    if format_ == PYTHON:
+        return python_library.find_modules(), Counter()
+    return find_files(pattern, source, format_)
+
+
+def read_file(file: InputFile, fields: Fields) -> Items:
+    """Every document of a file, and everything in it that none was made of, in the file's order."""
+    is_empty = True
+    try:
+        for item in READERS[file.format](file, fields) if file.size else ():
+            is_empty = False
+            yield item
+    except DAMAGE as error:
+        yield Unreadable(file.path, f"cannot open: {one_line(error)}")
+        return
+    if is_empty and file.format != PYTHON:
+        yield Unreadable(file.path, "no records: the file is empty")
