@@ -9,25 +9,29 @@ Shape: 6 layers x 384, 6 heads, sequence 256, batch 8, vocabulary 8,192, AdamW, 
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, EMBED, HEADS, LENGTH, BATCH, VOCAB = 6, 384, 6, 256, 8, 8192
 
 
-def serve(step, parameters: int) -> None:
-    """Answers "N" lines on stdin with the seconds that N steps take."""
-    step(2)
+def serve(kinds: dict[str, Callable[[int], None]], parameters: int) -> None:
+    """Answers "KIND N" lines on stdin with the seconds that N steps of a kind take."""
+    for run in kinds.values():
+        run(2)
     print(json.dumps({"parameters": parameters}), flush=True)
     for line in sys.stdin:
+        kind, steps = line.split()
         start = time.perf_counter()
-        step(int(line))
+        kinds[kind](int(steps))
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
@@ -53,7 +57,7 @@ def torch_worker() -> None:
             optimizer.zero_grad(set_to_none=True)
             loss.item()
 
-    serve(step, sum(p.numel() for p in model.parameters()))
+    serve({"torch": step}, sum(p.numel() for p in model.parameters()))
 
 
 def our_trainer(workdir: str, steps: int):
@@ -100,15 +104,28 @@ def our_trainer(workdir: str, steps: int):
     )  # fmt: skip
 
 
-def step_worker() -> None:
-    """Our compiled step, called from a bare Python loop."""
+class NoCheckpoints:
+    """Stands in for a `Checkpointer`: the loop is timed, not the disk."""
+
+    def save(self, *_) -> None:
+        pass
+
+
+def our_worker() -> None:
+    """Both kinds of ours in one process, so that they differ in nothing but the loop.
+
+    `step` is the compiled step called from a bare Python loop on one batch; `loop` is the training loop: batches made
+    anew, placement, a row of metrics every step, progress.
+    """
     import jax
 
     from pretrain.core.trees import size
     from pretrain.sharding.placement import place_batch
+    from pretrain.train.metrics import MetricsLog
 
-    trainer = our_trainer(tempfile.mkdtemp(), 1000)
-    state = trainer.initial_state()
+    workdir = tempfile.mkdtemp()
+    trainer = our_trainer(workdir, 100_000)
+    state, done, log = trainer.initial_state(), 0, MetricsLog(workdir)
     batch = place_batch(next(trainer.data.batches(0)), trainer.shardings)
 
     def step(count: int) -> None:
@@ -117,37 +134,16 @@ def step_worker() -> None:
             state, scalars = trainer.train_step(state, batch)
             jax.block_until_ready(scalars)
 
-    serve(step, size(trainer.builder.model.shapes))
-
-
-class NoCheckpoints:
-    """Stands in for a `Checkpointer`: the loop is timed, not the disk."""
-
-    def save(self, *_) -> None:
-        pass
-
-
-def loop_worker() -> None:
-    """Our training loop: batches made anew, placement, a row of metrics every step, progress."""
-    import dataclasses
-
-    from pretrain.core.trees import size
-    from pretrain.train.metrics import MetricsLog
-
-    workdir = tempfile.mkdtemp()
-    trainer = our_trainer(workdir, 1000)
-    state, done, log = trainer.initial_state(), 0, MetricsLog(workdir)
-
-    def step(count: int) -> None:
+    def loop(count: int) -> None:
         nonlocal state, done
         trainer.config = dataclasses.replace(trainer.config, steps=done + count)
         state = trainer.steps(state, done, NoCheckpoints(), log)
         done += count
 
-    serve(step, size(trainer.builder.model.shapes))
+    serve({"step": step, "loop": loop}, size(trainer.builder.model.shapes))
 
 
-WORKERS = {"torch": torch_worker, "step": step_worker, "loop": loop_worker}
+WORKERS = {"ours": our_worker, "torch": torch_worker}
 
 
 class Worker:
@@ -160,9 +156,9 @@ class Worker:
                                          env=None)  # fmt: skip
         self.parameters = json.loads(self._process.stdout.readline())["parameters"]
 
-    def run(self, steps: int) -> float:
-        """Seconds of `steps` steps."""
-        print(steps, file=self._process.stdin, flush=True)
+    def run(self, kind: str, steps: int) -> float:
+        """Seconds of `steps` steps of a kind."""
+        print(kind, steps, file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())["seconds"]
 
     def close(self) -> None:
@@ -185,24 +181,28 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
         WORKERS[arguments.worker]()
         return
-    sides = {"step": sys.executable, "loop": sys.executable}
+    workers = {"step": Worker("ours", sys.executable)}
+    workers["loop"] = workers["step"]
     if arguments.peer_python:
-        sides["torch"] = arguments.peer_python
-    workers = [Worker(name, python) for name, python in sides.items()]
-    seconds = {worker.name: [] for worker in workers}
-    for _ in range(arguments.rounds):
-        for worker in workers:
-            seconds[worker.name].append(worker.run(arguments.steps))
-    tokens = arguments.steps * BATCH * LENGTH
-    for worker in workers:
-        speeds = [tokens / value for value in seconds[worker.name]]
-        print(f"{worker.name:6s} {worker.parameters:,} parameters, tokens/s {spread(speeds)}")
+        workers["torch"] = Worker("torch", arguments.peer_python)
+    seconds = {kind: [] for kind in workers}
+    for number in range(arguments.rounds):
+        for kind in sorted(workers, reverse=number % 2 == 1):
+            seconds[kind].append(workers[kind].run(kind, arguments.steps))
+    for kind, worker in workers.items():
+        speeds = [arguments.steps * BATCH * LENGTH / value for value in seconds[kind]]
+        print(f"{kind:6s} {worker.parameters:,} parameters, tokens/s {spread(speeds)}")
+    print(f"loop's time over bare step's: {spread(ratios(seconds['loop'], seconds['step']))}")
+    if "torch" in seconds:
+        print(f"our loop's speed over torch.compile's: {spread(ratios(seconds['torch'], seconds['loop']))}")
+        print(f"our step's speed over torch.compile's: {spread(ratios(seconds['torch'], seconds['step']))}")
+    for worker in workers.values():
         worker.close()
-    pairs = [("step", "loop", "loop time over bare step time", 1)]
-    pairs += [("torch", "loop", "our loop's speed over torch.compile's", 0)] if "torch" in seconds else []
-    for a, b, label, invert in pairs:
-        ratios = [x / y for x, y in zip(seconds[a], seconds[b], strict=True)]
-        print(f"{label}: {spread([1 / r for r in ratios] if invert else ratios)}")
+
+
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 if __name__ == "__main__":
