@@ -6,10 +6,11 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
+import pyarrow as pa
 
 from pretrain.core import storage
 from pretrain.core.errors import UserError, check
@@ -157,8 +158,15 @@ def _fitted(stage: Stage, recipe: Recipe) -> MapStage | KeyedStage:
     """The stage itself, or the map stage that it becomes once it has seen its reference corpus."""
     if not isinstance(stage, FittedStage):
         return stage
-    files, _ = find_inputs(stage.reference, "reference")
-    return stage.fit(batch for table, _ in read_batches(files, recipe.fields, 0.0) for batch in table.to_batches())
+    if isinstance(stage.reference, Mapping):
+        return stage.fit({name: _reference(pattern, recipe) for name, pattern in stage.reference.items()})
+    return stage.fit(_reference(stage.reference, recipe))
+
+
+def _reference(pattern: str, recipe: Recipe) -> Iterator[pa.RecordBatch]:
+    """The documents of a reference corpus, a batch at a time."""
+    files, _ = find_inputs(pattern, "reference")
+    return (batch for table, _ in read_batches(files, recipe.fields, 0.0) for batch in table.to_batches())
 
 
 def _work_folder(output: storage.Path, fingerprint: str) -> str:

@@ -14,7 +14,7 @@ A stage is a frozen gin-configurable dataclass, so it can be sent to a worker an
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -79,13 +79,14 @@ class FittedStage(Protocol):
     """Learns from a reference corpus, then decides as a map stage.
 
     Attributes:
-        reference: the reference corpus: a path, glob or folder as in `Recipe.input`.
+        reference: the reference corpus: a path, glob or folder as in `Recipe.input`; or {name: such a corpus} for a
+            stage that learns from several.
     """
 
     name: str
-    reference: str
+    reference: str | Mapping[str, str]
 
-    def fit(self, reference: Iterable[pa.RecordBatch]) -> MapStage:
+    def fit(self, reference: Iterable[pa.RecordBatch] | Mapping[str, Iterable[pa.RecordBatch]]) -> MapStage:
         """The fitted stage, of the same name; it is sent to the workers, so it holds plain values and arrays."""
 
 
