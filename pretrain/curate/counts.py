@@ -23,10 +23,14 @@ def add(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return total
 
 
+def sizes(documents: pa.Table) -> pa.Table:
+    """What is counted of documents: columns `source` and `bytes`."""
+    return pa.table({"source": documents["source"], "bytes": text_bytes(documents)})
+
+
 def of_documents(documents: pa.Table) -> dict[str, dict[str, int]]:
     """{source: {"documents", "bytes"}} of a table of schema `DOCUMENTS`."""
-    table = pa.table({"source": documents["source"], "bytes": text_bytes(documents)})
-    return _by(table, ["source"])
+    return _by_source(sizes(documents))
 
 
 def of_rejected(rejected: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
@@ -46,27 +50,29 @@ def of_edits(edits: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
     return counts
 
 
-def of_tags(documents: pa.Table, decisions: pa.Table) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    """{source: {tag: {value: {"documents"}}}} of the tags that a stage gave to documents it kept.
+def of_tags(tags: pa.Table) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """{source: {tag: {value: {"documents"}}}} of rows `source`, `tag`, `value`."""
+    counts: dict[str, Any] = {}
+    for row in tags.group_by(["source", "tag", "value"]).aggregate([([], "count_all")]).to_pylist():
+        by_value = counts.setdefault(row["source"], {}).setdefault(row["tag"], {})
+        by_value[row["value"]] = {"documents": row["count_all"]}
+    return counts
+
+
+def shown_tags(kept: pa.Table, decisions: pa.Table) -> pa.Table:
+    """The tags among decisions about documents that were kept: `source`, `tag` and `value` as it is counted.
 
     Numbers are counted by their first digit (0.1, 0.2 … 0.9, 1, 2 …), those near 0 as 0.
     """
-    row = pc.index_in(decisions["id"], value_set=documents["id"])
-    tagged = decisions.append_column("row", row).filter(pc.and_(pc.is_valid(row), pc.is_valid(decisions["tag"])))
-    values = (f"{round(value, 2):.1g}" for value in tagged["value"].filter(pc.is_null(tagged["label"])).to_pylist())
-    shown = [next(values) if label is None else label for label in tagged["label"].to_pylist()]
-    table = pa.table(
-        {
-            "source": documents["source"].take(tagged["row"]),
-            "tag": tagged["tag"],
-            "value": pa.array(shown, pa.string()),
-        }
+    decisions = decisions.filter(pc.is_valid(decisions["tag"]))
+    row = pc.index_in(decisions["id"], value_set=kept["id"])
+    decisions, row = decisions.filter(pc.is_valid(row)), pc.drop_null(row)
+    values = (
+        f"{round(value, 2):.1g}" for value in decisions["value"].filter(pc.is_null(decisions["label"])).to_pylist()
     )
-    counts: dict[str, Any] = {}
-    for found in table.group_by(["source", "tag", "value"]).aggregate([([], "count_all")]).to_pylist():
-        by_value = counts.setdefault(found["source"], {}).setdefault(found["tag"], {})
-        by_value[found["value"]] = {"documents": found["count_all"]}
-    return counts
+    shown = [next(values) if label is None else label for label in decisions["label"].to_pylist()]
+    source = kept["source"].take(row)
+    return pa.table([source, decisions["tag"], pa.array(shown, pa.string())], names=["source", "tag", "value"])
 
 
 def of_lengths(documents: pa.Table) -> dict[str, dict[str, int]]:
@@ -88,14 +94,34 @@ def text_bytes_numpy(documents: pa.Table) -> np.ndarray:
     return text_bytes(documents).to_numpy()
 
 
-def stage_counts(documents_in: pa.Table, documents_out: pa.Table, rejected: pa.Table, edits: pa.Table) -> dict:
+def stage_counts(sizes_in: pa.Table, sizes_out: pa.Table, rejected: pa.Table, edits: pa.Table) -> dict:
     """{"in", "out", "rejected", "edited"} of one stage, each by source."""
     return {
-        "in": of_documents(documents_in),
-        "out": of_documents(documents_out),
+        "in": _by_source(sizes_in),
+        "out": _by_source(sizes_out),
         "rejected": of_rejected(rejected),
         "edited": of_edits(edits),
     }
+
+
+class Book:
+    """Counts of one stage over many batches, made once at the end."""
+
+    def __init__(self):
+        self._entries: list[tuple[pa.Table, ...]] = []
+
+    def enter(
+        self, documents: pa.Table, kept: pa.Table, rejected: pa.Table, edits: pa.Table, decisions: pa.Table
+    ) -> None:
+        """Notes what a stage decided about one batch."""
+        columns = ["source", "rule", "bytes"]
+        tables = (sizes(documents), sizes(kept), rejected.select(columns), edits.select(columns))
+        self._entries.append((*tables, shown_tags(kept, decisions)))
+
+    def counts(self) -> dict:
+        """`stage_counts` of everything noted, and "tagged"."""
+        *tables, tags = (pa.concat_tables(column) for column in zip(*self._entries, strict=True))
+        return stage_counts(*tables) | {"tagged": of_tags(tags)}
 
 
 def total(counts: dict[str, Any], key: str) -> int:
@@ -130,6 +156,6 @@ def check_balance(read: dict[str, Any], kept: dict[str, Any], stages: dict[str, 
                 )
 
 
-def _by(table: pa.Table, keys: list[str]) -> dict[str, dict[str, int]]:
-    rows = table.group_by(keys).aggregate([("bytes", "sum"), ([], "count_all")]).to_pylist()
-    return {row[keys[0]]: {"documents": row["count_all"], "bytes": row["bytes_sum"]} for row in rows}
+def _by_source(table: pa.Table) -> dict[str, dict[str, int]]:
+    rows = table.group_by(["source"]).aggregate([("bytes", "sum"), ([], "count_all")]).to_pylist()
+    return {row["source"]: {"documents": row["count_all"], "bytes": row["bytes_sum"]} for row in rows}

@@ -13,7 +13,8 @@ import shutil
 from pretrain.core.errors import RunError
 from pretrain.curate import counts
 from pretrain.curate.inputs import InputFile, batch_files
-from pretrain.curate.shards import PROBLEMS, READ, Plan, decide_task, group_task, read_task, shard_task
+from pretrain.curate.reading import READ
+from pretrain.curate.tasks import PROBLEMS, Plan, decide_task, group_task, read_task, shard_task
 from pretrain.curate.workers import Task, Workers
 
 READ_TASK_BYTES, READ_TASK_FILES = 16 << 20, 128
@@ -29,11 +30,10 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
     Raises:
         RunError: more than `max_unreadable` of the records cannot be read, a worker died, or the books do not balance.
     """
-    with Workers(workers) as pool:
+    with Workers(workers, plan) as pool:
         groups = batch_files(files, READ_TASK_BYTES, READ_TASK_FILES)
         tasks = [
-            Task(read_task, (plan, group, index), plan.path("read", f"{index}.json"))
-            for index, group in enumerate(groups)
+            Task(read_task, (group, index), plan.path("read", f"{index}.json")) for index, group in enumerate(groups)
         ]
         summaries = pool.run("curate: read", tasks)
         _check_readable(plan, summaries, max_unreadable)
@@ -51,8 +51,7 @@ def _run_phase(plan: Plan, number: int, readers: int, pool: Workers, total: dict
     phase = plan.phases[number]
     label = ", ".join(stage.name for stage in phase.stages) or "write"
     tasks = [
-        Task(shard_task, (plan, number, shard, readers), plan.path(number, f"{shard}.json"))
-        for shard in range(plan.shards)
+        Task(shard_task, (number, shard, readers), plan.path(number, f"{shard}.json")) for shard in range(plan.shards)
     ]
     for summary in pool.run(f"curate: {label}", tasks):
         for key, value in summary.items():
@@ -63,11 +62,11 @@ def _run_phase(plan: Plan, number: int, readers: int, pool: Workers, total: dict
     if phase.keyed is not None:
         name = phase.keyed.name
         tasks = [
-            Task(group_task, (plan, number, partition), plan.path(number, f"{partition}.groups.json"))
+            Task(group_task, (number, partition), plan.path(number, f"{partition}.groups.json"))
             for partition in range(plan.shards)
         ]
         pool.run(f"curate: {name}, groups", tasks)
-        pool.run(f"curate: {name}, decisions", [Task(decide_task, (plan, number), plan.path(number, "decisions.json"))])
+        pool.run(f"curate: {name}, decisions", [Task(decide_task, (number,), plan.path(number, "decisions.json"))])
 
 
 def _check_readable(plan: Plan, summaries: list[dict], max_unreadable: float) -> None:

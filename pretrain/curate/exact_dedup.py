@@ -5,11 +5,11 @@ Normalised: Unicode NFC, each run of white space one space, none at the ends. Co
 """
 
 import dataclasses
+import unicodedata
 
 import gin
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from pretrain.curate.stages import DECISIONS, rejections
@@ -17,7 +17,6 @@ from pretrain.curate.stages import DECISIONS, rejections
 KEY_BYTES = 16
 EVIDENCE = pa.schema({"key": pa.binary(KEY_BYTES), "id": pa.string()})
 GROUPS = pa.schema({"id": pa.string(), "duplicate_of": pa.string()})
-WHITE_SPACE = r"[\s\x{0b}\x{1c}-\x{1f}\x{85}\p{Z}]+"
 
 
 @gin.configurable(module="pretrain.curate")
@@ -29,9 +28,7 @@ class ExactDedup:
 
     def key(self, documents: pa.RecordBatch) -> pa.Table:
         """One row a document: the hash of its normalised text."""
-        keys = [
-            xxhash.xxh3_128_digest(text) for text in normalise(documents["text"]).cast(pa.large_binary()).to_pylist()
-        ]
+        keys = [xxhash.xxh3_128_digest(normalise(text).encode()) for text in documents["text"].to_pylist()]
         return pa.table([pa.array(keys, pa.binary(KEY_BYTES)), documents["id"]], schema=EVIDENCE)
 
     def group(self, evidence: pa.Table) -> pa.Table:
@@ -52,7 +49,6 @@ class ExactDedup:
         return rejections(groups["id"], "same_text", 1.0, 1.0, groups["duplicate_of"])
 
 
-def normalise(texts: pa.Array) -> pa.Array:
-    """NFC, white space folded and trimmed; large strings in and out."""
-    composed = pc.utf8_normalize(texts, form="NFC")
-    return pc.utf8_trim(pc.replace_substring_regex(composed, WHITE_SPACE, " "), " ")
+def normalise(text: str) -> str:
+    """NFC, white space folded and trimmed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

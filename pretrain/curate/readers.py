@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gin
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,6 +19,7 @@ from pretrain.core.errors import check
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, open_stream, read_chunks, zstd
 
+DECODER = msgspec.json.Decoder()
 BEGINNING = 1024  # bytes kept of a record that is too long, for the excerpt
 DAMAGE = (OSError, EOFError, ValueError, zlib.error, zstd.ZstdError, pa.ArrowException)
 
@@ -175,12 +177,16 @@ TEXT_UNITS = {"file": _whole_file, "paragraph": split_paragraphs, "line": _fille
 
 
 def _from_json(origin: str, line: bytes, fields: Fields) -> Record | Unreadable:
+    """A record from a line of JSON: msgspec, which is fast and strict; what it refuses, Python's own parser judges."""
     try:
-        values = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return Unreadable(origin, _utf8_problem(error), line, len(line))
-    except (ValueError, RecursionError) as error:
-        return Unreadable(origin, f"not JSON: {one_line(error)}", line, len(line))
+        values = DECODER.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        try:
+            values = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            return Unreadable(origin, _utf8_problem(error), line, len(line))
+        except (ValueError, RecursionError) as error:
+            return Unreadable(origin, f"not JSON: {one_line(error)}", line, len(line))
     if not isinstance(values, dict):
         return Unreadable(origin, "not a JSON object", line, len(line))
     return _from_mapping(origin, values, fields, line)
@@ -202,8 +208,9 @@ def _from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: byte
     if own_id is not None:
         del values[fields.id]
     try:
-        (text + (own_id or "") + str(group)).encode("utf-8")
-        metadata = json.dumps(values, sort_keys=True, default=str)
+        for string in (text, own_id or "", str(group)):
+            string.isascii() or string.encode("utf-8")
+        metadata = json.dumps(values, sort_keys=True, default=str) if values else "{}"
     except UnicodeEncodeError:
         return Unreadable(origin, "an unpaired surrogate", raw, len(raw))
     except (ValueError, RecursionError) as error:

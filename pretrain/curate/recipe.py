@@ -19,13 +19,16 @@ from pretrain.curate.exact_dedup import ExactDedup
 from pretrain.curate.formats import NOT_PATHS, PYTHON, find_inputs, split_format
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields
+from pretrain.curate.reading import read_batches
 from pretrain.curate.rules import TextRules
-from pretrain.curate.shards import Plan, read_batches, shard_name, split_phases
+from pretrain.curate.shards import shard_name, split_phases
 from pretrain.curate.stages import FittedStage, KeyedStage, MapStage, Stage
+from pretrain.curate.tasks import Plan
 
 FORMAT_VERSION = 1  # part of the fingerprint: raise it when the same recipe gives another output
 SHARD_BYTES = 64 << 20  # of text a shard, about
 MIN_SHARDS = 4
+UNCOMPRESSED_SPILL_BYTES = 2 << 30  # less input than this is spilled as it is: the page cache holds it
 COMPLETE = "complete.json"
 
 
@@ -127,11 +130,13 @@ def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = N
                 f"{output} holds the result of another recipe or input; give another output folder or delete this one"
             )
         return storage.read_json(output / "datasheet.json")
-    shards = recipe.shards or max(MIN_SHARDS, -(-sum(file.expected_bytes for file in files) // SHARD_BYTES))
+    expected_bytes = sum(file.expected_bytes for file in files)
+    shards = recipe.shards or max(MIN_SHARDS, -(-expected_bytes // SHARD_BYTES))
     work = _work_folder(output, fingerprint)
     stages = tuple(_fitted(stage, recipe) for stage in recipe.stages)
     fields, fraction = recipe.fields, recipe.validation_fraction
-    plan = Plan(work, os.fspath(output), shards, fields, fraction, split_phases(stages))
+    codec = "lz4" if expected_bytes > UNCOMPRESSED_SPILL_BYTES else None
+    plan = Plan(work, os.fspath(output), shards, fields, fraction, split_phases(stages), codec)
     totals = engine.run(plan, files, recipe.max_unreadable, workers)
     sheet = datasheet.make(totals, settings, files, ignored, config_text, fingerprint)
     _remove_leftovers(output, shards)

@@ -1,33 +1,34 @@
-"""The tasks of the local engine: reading files into spills, and taking one shard through one phase of the recipe.
+"""What happens to one shard of a corpus, as pure functions of Arrow tables: both engines call them.
 
-A task is a pure function of the files that earlier tasks wrote. Everything it writes is complete and final when it
-returns, so a task that was killed is simply run again.
+    settle     everything read into a shard → sorted by id, each id once
+    run_stages → through the decisions of a keyed stage and through map stages, batch by batch
+    evidence   → the rows of a keyed stage, with the partition in which each meets its like
+    group      all evidence of a partition → what is worth deciding on
+    finish     → the bytes of the output files, and what the datasheet says about them
+
+Nothing here depends on the order in which tables arrive, so every engine writes the same bytes.
 """
 
 import dataclasses
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pretrain.core import storage
-from pretrain.curate import counts, spill
-from pretrain.curate.documents import DOCUMENTS, EDITS, REJECTED, UNREADABLE, Unreadable, document_id, shard_of
-from pretrain.curate.formats import read_file
-from pretrain.curate.inputs import InputFile
-from pretrain.curate.readers import Fields
-from pretrain.curate.split import split_of
-from pretrain.curate.stages import DECISIONS, KeyedStage, MapStage, apply, rejected_rows, rejections
+from pretrain.curate import counts
+from pretrain.curate.documents import DOCUMENTS, EDITS, REJECTED, shard_of
+from pretrain.curate.reading import READ
+from pretrain.curate.stages import KeyedStage, MapStage, apply, rejected_rows, rejections
 
-READ = "read"  # the name under which readers reject
-READ_BATCH_DOCUMENTS, READ_BATCH_CHARACTERS = 4_096, 8 << 20
-STAGE_BATCH_DOCUMENTS = 1_024
+BATCH_DOCUMENTS, BATCH_BYTES = 1_024, 8 << 20  # of what a stage sees at once
 EXAMPLES = 3  # of each kind, a shard
-PROBLEMS = 20  # unreadable records told about, a task
 ROW_GROUP = 2_048
+COMPRESSION = {"compression": "zstd", "compression_level": 3}
+FOLDERS = ("documents", "rejected", "edits")
+EMPTY = (DOCUMENTS.empty_table(), REJECTED.empty_table(), EDITS.empty_table())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +44,16 @@ class Phase:
         return self.maps if self.keyed is None else (*self.maps, self.keyed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What every task needs to know.
+class Shard(NamedTuple):
+    """What has become of a shard's documents so far: three tables of the schemas in `documents.py`."""
 
-    Attributes:
-        work: local folder for spills and results.
-        output: where the corpus goes, local or remote.
-        phases: the recipe's stages; only the last has no keyed stage.
-    """
-
-    work: str
-    output: str
-    shards: int
-    fields: Fields
-    validation_fraction: float
-    phases: tuple[Phase, ...]
-
-    def path(self, *parts: object) -> str:
-        """A file in the work folder."""
-        return os.path.join(self.work, *map(str, parts))
+    documents: pa.Table
+    rejected: pa.Table
+    edits: pa.Table
 
 
-def split_phases(stages: tuple[MapStage | KeyedStage, ...]) -> tuple[Phase, ...]:
-    """Cuts a recipe behind each keyed stage, because its decisions need all documents."""
+def split_phases(stages: Iterable[MapStage | KeyedStage]) -> tuple[Phase, ...]:
+    """Cuts a recipe behind each keyed stage, because its decisions need all documents; the last phase has none."""
     phases, maps = [], []
     for stage in stages:
         if isinstance(stage, KeyedStage):
@@ -77,174 +64,186 @@ def split_phases(stages: tuple[MapStage | KeyedStage, ...]) -> tuple[Phase, ...]
     return (*phases, Phase(tuple(maps)))
 
 
-def read_batches(files: list[InputFile], fields: Fields, validation_fraction: float) -> Iterator[tuple[pa.Table, list]]:
-    """Documents of files in bounded tables of schema `DOCUMENTS`, each with what was unreadable among them."""
-    rows: dict[str, list] = {name: [] for name in DOCUMENTS.names}
-    unreadable: list[Unreadable] = []
-    characters = 0
-    for file in files:
-        for item in read_file(file, fields):
-            source = item.source or file.source
-            if isinstance(item, Unreadable):
-                unreadable.append(item._replace(source=source))
-                continue
-            id_ = item.id or document_id(source, item.origin)
-            split = split_of(id_ if item.group is None else item.group, validation_fraction)
-            for name, value in zip(rows, (id_, source, split, item.text, item.origin, item.metadata), strict=True):
-                rows[name].append(value)
-            characters += len(item.text)
-            if characters >= READ_BATCH_CHARACTERS or len(rows["id"]) + len(unreadable) >= READ_BATCH_DOCUMENTS:
-                yield pa.table(rows, schema=DOCUMENTS), unreadable
-                rows, unreadable, characters = {name: [] for name in rows}, [], 0
-    yield pa.table(rows, schema=DOCUMENTS), unreadable
+def shards_of(ids: pa.ChunkedArray, shards: int) -> np.ndarray:
+    """`shard_of` for each of many ids."""
+    return np.fromiter((shard_of(id_, shards) for id_ in ids.to_pylist()), np.int64, len(ids))
 
 
-def read_task(plan: Plan, files: list[InputFile], index: int) -> dict:
-    """Reads files into a spill of documents and one of unreadable records, divided by shard."""
-    summary = {"documents": 0, "read": {}, "unreadable": 0, "problems": []}
-    documents_spill = spill.PartWriter(plan.path("read", f"{index}.documents"), DOCUMENTS)
-    rejected_spill = spill.PartWriter(plan.path("read", f"{index}.rejected"), REJECTED)
-    with documents_spill, rejected_spill:
-        for documents, unreadable in read_batches(files, plan.fields, plan.validation_fraction):
-            rejected = _unreadable_rows(unreadable)
-            documents_spill.write(documents, [shard_of(id_, plan.shards) for id_ in documents["id"].to_pylist()])
-            rejected_spill.write(rejected, [shard_of(id_, plan.shards) for id_ in rejected["id"].to_pylist()])
-            counts.add(summary["read"], counts.of_documents(documents))
-            for item in unreadable:
-                counts.add(summary["read"], {item.source: {"documents": 1, "bytes": item.size}})
-            summary["documents"] += documents.num_rows + len(unreadable)
-            damaged = [item for item in unreadable if item.rule == UNREADABLE]
-            summary["unreadable"] += len(damaged)
-            room = PROBLEMS - len(summary["problems"])
-            summary["problems"] += [f"{item.origin}: {item.problem}" for item in damaged[:room]]
-    return summary
+def settle(documents: pa.Table, rejected: pa.Table) -> tuple[Shard, dict]:
+    """Everything read into a shard, sorted by id; of several with one id the first stays, by source, text and origin.
 
-
-def _unreadable_rows(unreadable: list[Unreadable]) -> pa.Table:
-    rows = [
-        {
-            "id": document_id(item.source, item.origin),
-            "source": item.source,
-            "stage": READ,
-            "rule": item.rule,
-            "excerpt": f"{item.problem} | {item.content[:200].decode('utf-8', 'replace')}",
-            "origin": item.origin,
-            "bytes": item.size,
-        }
-        for item in unreadable
-    ]
-    return pa.Table.from_pylist(rows, schema=REJECTED)
-
-
-def shard_task(plan: Plan, number: int, shard: int, readers: int) -> dict:
-    """Takes one shard through phase `number`: earlier keyed decisions, map stages, then evidence or the output."""
-    stages: dict[str, dict] = {}
-    summary: dict = {"stages": stages}
-    if number == 0:
-        documents, rejected = _gather(plan, shard, readers, stages)
-        summary["lengths"] = counts.of_lengths(documents)
-        edits = EDITS.empty_table()
-    else:
-        documents, rejected, edits = (
-            spill.read_table(plan.path(number - 1, f"{shard}.{name}")) for name in ("documents", "rejected", "edits")
-        )
-    summary["documents"] = documents.num_rows
-    phase = plan.phases[number]
-    deciders = [(stage.name, stage.decide) for stage in phase.maps]
-    if number > 0:
-        decided = spill.read_part([plan.path(number - 1, "decisions")], shard, DECISIONS)
-        deciders.insert(0, (plan.phases[number - 1].keyed.name, lambda _: decided))
-    for position, (name, decide) in enumerate(deciders):
-        is_keyed = number > 0 and position == 0
-        decisions = decide(documents) if is_keyed else pa.concat_tables(decide(batch) for batch in _batches(documents))
-        kept, new_rejected, new_edits = apply(documents, decisions, name)
-        stages[name] = counts.stage_counts(documents, kept, new_rejected, new_edits)
-        stages[name]["tagged"] = counts.of_tags(kept, decisions)
-        documents = kept
-        rejected, edits = pa.concat_tables([rejected, new_rejected]), pa.concat_tables([edits, new_edits])
-    if phase.keyed is None:
-        summary.update(_write_output(plan, shard, documents, rejected, edits))
-    else:
-        _write_evidence(plan, number, shard, phase.keyed, documents)
-        for name, table in (("documents", documents), ("rejected", rejected), ("edits", edits)):
-            spill.write_table(plan.path(number, f"{shard}.{name}"), table)
-    return summary
-
-
-def _batches(documents: pa.Table) -> list[pa.RecordBatch]:
-    """A table as batches for stages; at least one, which may be empty."""
-    batches = documents.combine_chunks().to_batches(max_chunksize=STAGE_BATCH_DOCUMENTS)
-    return batches or [pa.RecordBatch.from_pylist([], schema=documents.schema)]
-
-
-def _gather(plan: Plan, shard: int, readers: int, stages: dict) -> tuple[pa.Table, pa.Table]:
-    """A shard's documents, sorted by id; of several with one id the first stays, by source, text and origin."""
-    documents, rejected = (
-        spill.read_part([plan.path("read", f"{index}.{kind}") for index in range(readers)], shard, schema)
-        for kind, schema in (("documents", DOCUMENTS), ("rejected", REJECTED))
-    )
-    documents = documents.sort_by([(name, "ascending") for name in ("id", "source", "text", "origin")])
-    ids = documents["id"].to_numpy()
+    Returns:
+        The shard, and its summary: the counts of the reading "stage" and of lengths.
+    """
+    documents = _sorted_by_id(documents)
+    ids = documents["id"].combine_chunks()
     is_repeated = np.zeros(len(ids), bool)
-    is_repeated[1:] = ids[1:] == ids[:-1]
-    repeated = documents.filter(pa.array(is_repeated))
-    reasons = rejections(repeated["id"], "duplicate_id", duplicate_of=repeated["id"])
-    everything, documents = documents, documents.filter(pa.array(~is_repeated))
-    counted = counts.stage_counts(everything, documents, REJECTED.empty_table(), EDITS.empty_table())
-    for source, rules in counts.of_rejected(rejected).items():
-        for numbers in rules.values():
+    if len(ids) > 1:
+        is_repeated[1:] = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    everything = documents
+    if is_repeated.any():
+        repeated, documents = documents.filter(pa.array(is_repeated)), documents.filter(pa.array(~is_repeated))
+        reasons = rejections(repeated["id"], "duplicate_id", duplicate_of=repeated["id"])
+        rejected = pa.concat_tables([rejected, rejected_rows(repeated, reasons, READ)])
+    counted = counts.stage_counts(counts.sizes(everything), counts.sizes(documents), rejected, EDITS.empty_table())
+    for source, rules in counted["rejected"].items():
+        unread = {rule: numbers for rule, numbers in rules.items() if rule != "duplicate_id"}
+        for numbers in unread.values():
             counts.add(counted["in"], {source: numbers})
-    rejected = pa.concat_tables([rejected, rejected_rows(repeated, reasons, READ)])
-    counted["rejected"] = counts.of_rejected(rejected)
-    stages[READ] = counted
-    return documents, rejected
+    summary = {"documents": documents.num_rows, "stages": {READ: counted}, "lengths": counts.of_lengths(documents)}
+    return Shard(documents, rejected, EDITS.empty_table()), summary
 
 
-def _write_evidence(plan: Plan, number: int, shard: int, stage: KeyedStage, documents: pa.Table) -> None:
-    evidence = pa.concat_tables(stage.key(batch) for batch in _batches(documents))
-    partitions = [int.from_bytes(key[:8], "little") % plan.shards for key in evidence["key"].to_pylist()]
-    with spill.PartWriter(plan.path(number, f"{shard}.evidence"), evidence.schema) as writer:
-        writer.write(evidence, partitions)
+def _sorted_by_id(documents: pa.Table) -> pa.Table:
+    ids = documents["id"].combine_chunks()
+    order = pc.sort_indices(ids).to_numpy()
+    in_order = ids.take(pa.array(order))
+    if len(ids) > 1 and pc.any(pc.equal(in_order[1:], in_order[:-1])).as_py():
+        keys = [(name, "ascending") for name in ("id", "source", "text", "origin")]
+        order = pc.sort_indices(documents, keys).to_numpy()
+    return documents.take(pa.array(order))
 
 
-def group_task(plan: Plan, number: int, partition: int) -> dict:
-    """Brings together the evidence of some keys from all shards, and keeps what the stage finds worth deciding on."""
-    paths = [plan.path(number, f"{shard}.evidence") for shard in range(plan.shards)]
-    stage = plan.phases[number].keyed
-    empty = stage.key(pa.RecordBatch.from_pylist([], schema=DOCUMENTS))
-    evidence = spill.read_part(paths, partition, empty.schema)
-    evidence = evidence.sort_by([("key", "ascending"), ("id", "ascending")])
-    spill.write_table(plan.path(number, f"{partition}.groups"), stage.group(evidence))
-    return {"documents": evidence.num_rows}
+def run_stages(
+    shard: Shard, maps: tuple[MapStage, ...], keyed: str = "", decided: pa.Table | None = None
+) -> tuple[Shard, dict[str, dict]]:
+    """Takes a shard through what keyed stage `keyed` decided about it, then through map stages.
+
+    Returns:
+        The shard afterwards, and {stage: counts}.
+    """
+    names = [*([keyed] if keyed else []), *(stage.name for stage in maps)]
+    if not names:
+        return shard, {}
+    books = [counts.Book() for _ in names]
+    done: list[Shard] = []
+    find = _finder(shard.documents, decided) if keyed else None
+    for start, documents in _batches(shard.documents):
+        deciders: list[Callable] = [stage.decide for stage in maps]
+        if find is not None:
+            deciders.insert(0, lambda batch, first=start: find(first, batch.num_rows))
+        rejected, edits = [], []
+        for name, decide, book in zip(names, deciders, books, strict=True):
+            decisions = decide(_one_batch(documents))
+            kept, new_rejected, new_edits = apply(documents, decisions, name)
+            book.enter(documents, kept, new_rejected, new_edits, decisions)
+            documents = kept
+            rejected.append(new_rejected)
+            edits.append(new_edits)
+        done.append(Shard(documents, pa.concat_tables(rejected), pa.concat_tables(edits)))
+    shard = Shard(
+        pa.concat_tables(part.documents for part in done),
+        pa.concat_tables([shard.rejected, *(part.rejected for part in done)]),
+        pa.concat_tables([shard.edits, *(part.edits for part in done)]),
+    )
+    return shard, {name: book.counts() for name, book in zip(names, books, strict=True)}
 
 
-def decide_task(plan: Plan, number: int) -> dict:
-    """Lets a keyed stage decide on everything its groups found, and divides the decisions by shard."""
-    groups = [spill.read_table(plan.path(number, f"{partition}.groups")) for partition in range(plan.shards)]
-    decisions = plan.phases[number].keyed.decide_all(pa.concat_tables(groups))
-    with spill.PartWriter(plan.path(number, "decisions"), DECISIONS) as writer:
-        writer.write(decisions, [shard_of(id_, plan.shards) for id_ in decisions["id"].to_pylist()])
-    return {"documents": decisions.num_rows}
+def _finder(documents: pa.Table, decisions: pa.Table) -> Callable[[int, int], pa.Table]:
+    """A function that gives the decisions about documents `start` … `start + number - 1`."""
+    rows = pc.index_in(decisions["id"], value_set=documents["id"])
+    if rows.null_count:
+        unknown = decisions["id"].filter(pc.is_null(rows))
+        raise ValueError(f"decisions about unknown ids: {unknown[:3].to_pylist()}")
+    rows = rows.to_numpy()
+    order = np.argsort(rows, kind="stable")
+    rows, decisions = rows[order], decisions.take(pa.array(order))
+
+    def find(start: int, number: int) -> pa.Table:
+        first, last = np.searchsorted(rows, [start, start + number])
+        return decisions.slice(first, last - first)
+
+    return find
 
 
-def _write_output(plan: Plan, shard: int, documents: pa.Table, rejected: pa.Table, edits: pa.Table) -> dict:
-    rejected = rejected.sort_by([(name, "ascending") for name in ("id", "stage", "rule", "origin")])
-    edits = edits.sort_by([("id", "ascending")])
-    for folder, table in (("documents", documents), ("rejected", rejected), ("edits", edits)):
+def _batches(documents: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """(first row, rows) of a table in bounded parts; at least one, which may be empty."""
+    total = np.cumsum(counts.text_bytes_numpy(documents))
+    start = 0
+    while start == 0 or start < len(total):
+        before = total[start - 1] if start else 0
+        by_bytes = int(np.searchsorted(total, before + BATCH_BYTES, side="right"))
+        end = min(max(by_bytes, start + 1), start + BATCH_DOCUMENTS, len(total))
+        yield start, documents.slice(start, end - start)
+        start = max(end, 1)
+
+
+def _one_batch(documents: pa.Table) -> pa.RecordBatch:
+    batches = documents.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=documents.schema)
+
+
+def evidence(stage: KeyedStage, documents: pa.Table, partitions: int) -> tuple[pa.Table, np.ndarray]:
+    """A keyed stage's rows about a shard's documents, and the partition of each."""
+    table = pa.concat_tables(stage.key(_one_batch(batch)) for _, batch in _batches(documents))
+    return table, (_keys(table["key"])[:, 1] % np.uint64(partitions)).astype(np.int64)
+
+
+def group(stage: KeyedStage, tables: list[pa.Table]) -> pa.Table:
+    """What a keyed stage keeps of a partition's evidence, from tables in any order."""
+    empty = stage.key(_one_batch(DOCUMENTS.empty_table()))
+    table = pa.concat_tables([empty, *tables])
+    return stage.group(table.take(pa.array(_key_order(table))))
+
+
+def _key_order(table: pa.Table) -> np.ndarray:
+    """Rows sorted by key and, among rows of one key, by id; rows of one document keep their order."""
+    keys = _keys(table["key"])
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    keys = keys[order]
+    is_same = np.zeros(len(keys) + 1, bool)  # as the row before
+    is_same[1:-1] = (keys[1:] == keys[:-1]).all(axis=1)
+    place = np.flatnonzero(is_same[:-1] | is_same[1:])
+    if len(place):
+        shared = pa.table({"run": np.cumsum(~is_same[:-1])[place], "id": table["id"].take(pa.array(order[place]))})
+        order[place] = order[place][pc.sort_indices(shared, [("run", "ascending"), ("id", "ascending")]).to_numpy()]
+    return order
+
+
+def _keys(column: pa.ChunkedArray) -> np.ndarray:
+    """16-byte keys as rows of two uint64, the first of which sorts first."""
+    column = column.combine_chunks()
+    buffer = column.buffers()[1]
+    if not len(column):
+        return np.zeros((0, 2), np.uint64)
+    flat = np.frombuffer(buffer, ">u8")[2 * column.offset : 2 * (column.offset + len(column))]
+    return flat.astype(np.uint64).reshape(-1, 2)
+
+
+def decide(stage: KeyedStage, groups: list[pa.Table], shards: int) -> tuple[pa.Table, np.ndarray]:
+    """A keyed stage's decisions, of the groups of all partitions in order, and the shard of each."""
+    decisions = stage.decide_all(pa.concat_tables(groups))
+    return decisions, shards_of(decisions["id"], shards)
+
+
+def finish(shard: Shard) -> tuple[dict[str, pa.Buffer], dict[str, Any]]:
+    """A shard's output files by folder, and the summary of what is in them."""
+    documents = shard.documents
+    rejected = shard.rejected.sort_by([(name, "ascending") for name in ("id", "stage", "rule", "origin")])
+    edits = shard.edits.sort_by([("id", "ascending")])
+    files = {}
+    for folder, table in zip(FOLDERS, (documents, rejected, edits), strict=True):
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=ROW_GROUP)
-        storage.write_bytes(storage.Path(plan.output) / folder / shard_name(shard, plan.shards), sink.getvalue())
-    is_train = pc.equal(documents["split"], "train")
-    return {
+        pq.write_table(
+            table, sink, compression="zstd", compression_level=3, row_group_size=ROW_GROUP, **COLUMNS[folder]
+        )
+        files[folder] = sink.getvalue()
+    splits = {name: documents.filter(pc.equal(documents["split"], name)) for name in ("train", "validation")}
+    return files, {
         "kept": counts.of_documents(documents),
         "kept_lengths": counts.of_lengths(documents),
-        "splits": {
-            "train": counts.of_documents(documents.filter(is_train)),
-            "validation": counts.of_documents(documents.filter(pc.invert(is_train))),
-        },
+        "splits": {name: counts.of_documents(part) for name, part in splits.items()},
         "examples_kept": _examples(_with_excerpt(documents), ["source"]),
         "examples_dropped": _examples(rejected, ["source", "stage", "rule"]),
     }
+
+
+# Dictionaries and statistics are of no use, and take time, for columns whose values are all different.
+COLUMNS: dict[str, dict] = {
+    "documents": {"use_dictionary": ["source", "split", "metadata"], "write_statistics": ["id"]},
+    "rejected": {"use_dictionary": ["source", "stage", "rule"], "write_statistics": ["id"]},
+    "edits": {"use_dictionary": ["source", "stage", "rule"], "write_statistics": ["id"]},
+}
 
 
 def shard_name(shard: int, shards: int) -> str:

@@ -15,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from pretrain.core import storage
 from pretrain.core.errors import RunError, check
 
@@ -22,7 +24,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Task(NamedTuple):
-    """One unit of work: `function(*arguments)` returns a JSON-serialisable summary, kept at `result`.
+    """One unit of work: `function(shared, *arguments)` returns a JSON-serialisable summary, kept at `result`.
 
     The summary's "documents", if there, are what progress counts.
     """
@@ -38,11 +40,17 @@ def available_cores() -> int:
 
 
 class Workers:
-    """A pool of `count` worker processes, started when first needed; one worker is this process itself."""
+    """A pool of worker processes, started when first needed; one worker is this process itself.
 
-    def __init__(self, count: int | None = None):
+    Args:
+        count: processes; None for one a core.
+        shared: the first argument of every task; sent to each worker once.
+    """
+
+    def __init__(self, count: int | None = None, shared: Any = None):
         check(count is None or count >= 1, f"--workers must be at least 1, not {count}")
         self.count = count or available_cores()
+        self._shared = shared
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -62,7 +70,7 @@ class Workers:
         with Progress(label, len(tasks), len(tasks) - len(pending)) as progress:
             if self.count == 1 or len(pending) <= 1:
                 for task in pending:
-                    progress.advance(_run_task(task))
+                    progress.advance(_run_task(self._shared, task))
             else:
                 self._run_in_pool(pending, progress)
         return [storage.read_json(task.result) for task in tasks]
@@ -70,9 +78,9 @@ class Workers:
     def _run_in_pool(self, pending: list[Task], progress: "Progress") -> None:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self._shared,))
         try:
-            for future in as_completed([self._pool.submit(_run_task, task) for task in pending]):
+            for future in as_completed([self._pool.submit(_run_in_worker, task) for task in pending]):
                 progress.advance(future.result())
         except BrokenProcessPool as error:
             raise RunError(
@@ -81,14 +89,23 @@ class Workers:
             ) from error
 
 
-def _run_task(task: Task) -> dict:
-    summary = task.function(*task.arguments)
+def _run_task(shared: Any, task: Task) -> dict:
+    summary = task.function(shared, *task.arguments)
     storage.write_json(task.result, summary)
     return summary
 
 
-def _end_with_parent() -> None:
-    """Makes this worker exit when its parent is gone; a pool's workers would wait for work forever."""
+_worker_shared: list[Any] = []  # in a worker process, the pool's `shared`
+
+
+def _run_in_worker(task: Task) -> dict:
+    return _run_task(_worker_shared[0], task)
+
+
+def _start_worker(shared: Any) -> None:
+    """Keeps `shared`, and makes this worker exit when its parent is gone: it would wait for work forever."""
+    _worker_shared.append(shared)
+    pa.set_cpu_count(1)  # the other cores have workers of their own
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -10,14 +10,15 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import toy_stages
 from corpora import SENTENCE, contents, output_table, records, write_jsonl
 from object_store import object_store
 
 from pretrain.core.errors import RunError, UserError
-from pretrain.curate import counts, engine, recipe, shards, spill
-from pretrain.curate.documents import DOCUMENTS
+from pretrain.curate import counts, engine, recipe, spill
+from pretrain.curate.documents import DOCUMENTS, shard_of
 from pretrain.curate.exact_dedup import ExactDedup
 from pretrain.curate.readers import Fields
 from pretrain.curate.recipe import Recipe, curate
@@ -84,7 +85,7 @@ def test_shards_hold_sorted_ids_and_splits(corpus):
 
         ids = pq.read_table(path)["id"].to_pylist()
         assert ids == sorted(ids)
-        assert {shards.shard_of(id_, 3) for id_ in ids} == {index}
+        assert {shard_of(id_, 3) for id_ in ids} == {index}
     splits = [row["split"] for row in output_table(corpus / "out", "documents")]
     assert 0.1 < splits.count("validation") / len(splits) < 0.3
     assert set(splits) == {"train", "validation"}
@@ -358,7 +359,7 @@ def test_spilled_rows_come_back_by_part_in_order(tmp_path, monkeypatch):
     with spill.PartWriter(path, schema) as writer:
         for start in range(0, 100, 7):
             rows = list(range(start, min(start + 7, 100)))
-            writer.write(pa.table({"n": rows}, schema=schema), [row % 3 for row in rows])
+            writer.write(pa.table({"n": rows}, schema=schema), np.array(rows) % 3)
     for part in range(3):
         assert spill.read_part([path], part, schema)["n"].to_pylist() == list(range(part, 100, 3))
     assert spill.read_part([path, path], 4, schema).num_rows == 0

@@ -1,0 +1,61 @@
+"""From input files to tables: bounded batches of documents, with ids and splits, and of what could not be read."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pretrain.curate.documents import DOCUMENTS, REJECTED, Unreadable, document_id
+from pretrain.curate.formats import read_file
+from pretrain.curate.inputs import InputFile
+from pretrain.curate.readers import Fields
+from pretrain.curate.split import split_of
+
+READ = "read"  # the name under which readers reject
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 4_096, 8 << 20
+
+
+def read_batches(
+    files: list[InputFile], fields: Fields, validation_fraction: float
+) -> Iterator[tuple[pa.Table, list[Unreadable]]]:
+    """Documents of files in tables of schema `DOCUMENTS`, each with what no document was made of among them."""
+    rows: list[tuple] = []
+    unreadable: list[Unreadable] = []
+    characters = 0
+    for file in files:
+        for item in read_file(file, fields):
+            source = item.source or file.source
+            if isinstance(item, Unreadable):
+                unreadable.append(item._replace(source=source))
+            else:
+                text, origin, id_, _, group, metadata = item
+                id_ = id_ or document_id(source, origin)
+                split = split_of(id_ if group is None else group, validation_fraction)
+                rows.append((id_, source, split, text, origin, metadata))
+                characters += len(text)
+            if characters >= BATCH_CHARACTERS or len(rows) + len(unreadable) >= BATCH_DOCUMENTS:
+                yield _table(rows), unreadable
+                rows, unreadable, characters = [], [], 0
+    if rows or unreadable:
+        yield _table(rows), unreadable
+
+
+def _table(rows: list[tuple]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(DOCUMENTS)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, DOCUMENTS, strict=True)], DOCUMENTS)
+
+
+def unreadable_rows(unreadable: list[Unreadable]) -> pa.Table:
+    """Rows of schema `REJECTED` for what no document was made of."""
+    rows = [
+        {
+            "id": document_id(item.source, item.origin),
+            "source": item.source,
+            "stage": READ,
+            "rule": item.rule,
+            "excerpt": f"{item.problem} | {item.content[:200].decode('utf-8', 'replace')}",
+            "origin": item.origin,
+            "bytes": item.size,
+        }
+        for item in unreadable
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTED)
