@@ -5,9 +5,12 @@ another mesh cannot change what is drawn.
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 
 def purpose_id(purpose: str) -> int:
@@ -20,6 +23,8 @@ def host_rng(seed: int, purpose: str, *position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose_id(purpose), *position])))
 
 
-def device_key(seed: int, purpose: str) -> jax.Array:
+def device_key(seed: int, purpose: str) -> "jax.Array":
     """A jax key for (seed, purpose); fold the step in with `jax.random.fold_in`."""
+    import jax  # here, so that processes that only prepare data do without it
+
     return jax.random.fold_in(jax.random.key(seed), purpose_id(purpose))
