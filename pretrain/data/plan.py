@@ -18,8 +18,9 @@ from pretrain.data import packing
 from pretrain.data.lengths import Lengths, can_split
 from pretrain.data.recent import Recent
 
-PLAN_VERSION = 2  # part of fingerprints: raise it when the same inputs give other batches
+PLAN_VERSION = 3  # part of fingerprints: raise it when the same inputs give other batches
 WINDOW_ROWS = 1024
+WINDOW_PAIRS = 3000  # records of a window at most, where several features are packed side by side, which takes longer
 
 
 def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -228,6 +229,8 @@ def _window_bounds(prepared: np.ndarray, capacity: Sequence[int], shard_starts: 
     bounds = []
     for first, last in itertools.pairwise(shard_starts):
         count = max(1, round(int(ends[last] - ends[first]) / (rows * capacity[fullest])))
+        if len(capacity) > 1:
+            count = max(count, -(-(last - first) // WINDOW_PAIRS))
         targets = ends[first] + (ends[last] - ends[first]) * np.arange(1, count + 1) // count
         bounds += np.searchsorted(ends, targets).tolist()
     return np.unique([0, *(bound for bound in bounds if ends[bound] > 0)])
