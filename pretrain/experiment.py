@@ -7,11 +7,12 @@
 Only this file knows all the parts; they do not know each other.
 """
 
+import dataclasses
 import functools
 import importlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -27,13 +28,17 @@ from pretrain.core.storage import Path, read_json, write_json, write_text
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.data import tokenizers
 from pretrain.data.cache import CacheConfig, build_cache, read_info
-from pretrain.data.documents import curated_texts, stored_tokens
-from pretrain.data.loader import LoaderConfig, make_loader
+from pretrain.data.documents import stored_tokens, texts
+from pretrain.data.inspect import describe_batch
+from pretrain.data.inspect_page import batch_page
+from pretrain.data.loader import Loader, LoaderConfig, make_loader
+from pretrain.data.training_data import TrainingData
 from pretrain.evaluate.baselines import compressor_baselines
 from pretrain.evaluate.generation import Generation, generate
 from pretrain.evaluate.perplexity import Perplexity, score_documents, summary
 from pretrain.models.config import TransformerConfig, flops_per_token
 from pretrain.models.functional import FunctionalModel, Params
+from pretrain.models.parametrization import learning_rate_scales
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import Causal
@@ -49,14 +54,15 @@ from pretrain.train.step import StepBuilder, objective_totals
 
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
-    "MeshConfig.", "LoaderConfig.num_", "LoaderConfig.prefetch", "Checkpointing.", "Training.log_every",
-    "Training.eval_every", "Training.eval_batches", "Generation.", "Perplexity.",
+    "MeshConfig.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
+    "Training.eval_batches", "Generation.", "Perplexity.",
 )  # fmt: skip
 
 CONFIGS = (
     Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, Optimizer, Schedule, Checkpointing, Perplexity,
     Generation,
 )  # fmt: skip
+DATA_RECORD = "data.json"  # in the workdir: the plan that training reads, with the phases of its mixture
 RESULTS = ("corpus/complete.json", "cache", "checkpoints")  # once one is there, the configuration is fixed
 
 
@@ -67,13 +73,16 @@ class Experiment:
     Args:
         workdir: folder of the run, local or in an object store.
         objective: what is learned; causal language modelling by default.
+        data: folder of another run whose corpus and cache this one trains on; None: its own.
     """
 
-    def __init__(self, workdir: str, objective: Objective | None = None):
+    def __init__(self, workdir: str, objective: Objective | None = None, data: str | None = None):
         keep_freed_memory()
         self.workdir = Path(workdir)
+        self.data = self.workdir if data is None else Path(data)
         self.objective = objective or Causal()
         self.training = Training()
+        self.modules: tuple[str, ...] = ()  # imported first, here and in every worker process of the cache
         for config in CONFIGS:  # a wrong value shows now, not after an hour in the stage that needs it
             config()
 
@@ -89,8 +98,8 @@ class Experiment:
         for module in module_import:
             try:
                 importlib.import_module(module)
-            except ImportError as error:
-                raise UserError(f"--module_import={module}: {error}") from error
+            except Exception as error:  # the user's code: it may raise anything
+                raise UserError(f"--module_import={module}: {str(error) or type(error).__name__}") from error
         saved = Path(workdir) / "config.gin"
         if not gin_files:
             check(
@@ -99,6 +108,7 @@ class Experiment:
             )
         gin_config.load(list(gin_files) or [str(saved)], bindings)
         experiment = cls(workdir)
+        experiment.modules = tuple(module_import)
         if saved.exists() and any((experiment.workdir / made).exists() for made in RESULTS):
             _check_same_run(read_json(Path(workdir) / "config.json"), gin_config.resolved(), workdir)
         return experiment
@@ -111,7 +121,8 @@ class Experiment:
     def run(self, *, workers: int | None = None, init_from: str | None = None) -> None:
         """All stages, each skipped where it is finished."""
         self._check_sizes()
-        self.curate(workers=workers)
+        if CacheConfig().mixture is None:
+            self.curate(workers=workers)
         self.cache(workers=workers)
         self.train(init_from=init_from)
         evaluation = self.evaluate(reuse=True)
@@ -123,7 +134,7 @@ class Experiment:
         """Raw text to `corpus/`, or to `output`. Returns the datasheet."""
         if output is None:
             self._keep_config()
-        sheet = curate(Recipe(), output or self.workdir / "corpus", workers=workers, config_text=gin_config.text())
+        sheet = curate(Recipe(), output or self.data / "corpus", workers=workers, config_text=gin_config.text())
         say(
             f"curate: {sheet['total']['kept']['documents']:,} of {sheet['total']['read']['documents']:,} documents kept"
         )
@@ -132,7 +143,9 @@ class Experiment:
     def cache(self, *, workers: int | None = None) -> dict[str, Any]:
         """Documents to tokens in `cache/`. Returns its description."""
         self._keep_config()
-        info = build_cache(CacheConfig(), self.workdir / "corpus", self.workdir / "cache", workers=workers)
+        config = CacheConfig()
+        config = dataclasses.replace(config, modules=(*config.modules, *self.modules))
+        info = build_cache(config, self.data / "corpus", self.data / "cache", workers=workers)
         counts = [entry for splits in info["sources"].values() for entry in splits.values()]
         say(
             f"cache: {sum(e['tokens'] for e in counts):,} tokens of {len(info['sources'])} sources, "
@@ -150,7 +163,9 @@ class Experiment:
         """Everything a training run needs, joined but not started."""
         self._check_sizes()
         training, specification = self.training, self.model_config()
-        optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, self.model.logical_axes())
+        axes = self.model.logical_axes()
+        scales = learning_rate_scales(specification, axes)
+        optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, axes, scales)
         builder = StepBuilder(self.model, self.objective, optimizer, rate, training.microbatches, training.head_chunks)
         params = self._params_from(init_from) if init_from else None
         return Trainer(
@@ -177,12 +192,16 @@ class Experiment:
             say(f"evaluate: {path} is there already")
             return read_json(path)
         config, length = Perplexity(), self.training.sequence_length
-        info = read_info(self.workdir / "cache")
+        info = read_info(self.data / "cache")
         sizes = [splits["validation"] for splits in info["sources"].values() if "validation" in splits]
-        check(bool(sizes), "there are no validation documents: raise VALIDATION_FRACTION and curate again")
+        check(
+            any(size["tokens"] for size in sizes),
+            "there are no validation documents: raise VALIDATION_FRACTION and curate again, or give the seqio tasks a "
+            "validation split",
+        )
         with Progress(sum(s["tokens"] for s in sizes), "evaluate", "token") as progress:
             nats, tokens = score_documents(
-                stored_tokens(self.workdir / "cache", "validation"),
+                stored_tokens(self.data / "cache", "validation"),
                 self._scorer(params, config.batch_size),
                 config,
                 bos_id=self.tokenizer.bos_id,
@@ -192,7 +211,7 @@ class Experiment:
         result = {
             "step": step,
             **summary(nats, tokens, sum(s["bytes"] for s in sizes)),
-            "baselines": compressor_baselines(curated_texts(self.workdir / "corpus", "validation")),
+            "baselines": compressor_baselines(texts(self.data / "cache", self.data / "corpus", "validation")),
         }
         write_json(path, result)
         return result
@@ -238,6 +257,29 @@ class Experiment:
 
         return write_report(self.workdir, gin_config.text())
 
+    def inspect(
+        self, step: int, *, split: str = "train", rows: int = 4, characters: int = 300, html: str | None = None
+    ) -> str:
+        """The batch of any step as a person can read it: who is packed with whom, masks, targets, sources.
+
+        Args:
+            step: steps trained before it: 0 is the first batch.
+            split: "train", or "validation".
+            rows: rows to show.
+            characters: of each piece's text; the middle of a longer one is left out.
+            html: file to write as a page that shows every token; None writes none.
+        """
+        record = self.workdir / DATA_RECORD  # what training read, should the mixture have changed on the way
+        if split == "train":
+            loader = self._open_train_loader(read_json(record)["position"] if record.exists() else None, num_workers=0)
+        else:
+            loader = self._open_loader(split, epochs=1)
+        corpus = self.data / "corpus" if CacheConfig().mixture is None else None
+        tokenizer = self.tokenizer if (self.data / "cache" / "tokenizer").exists() else None
+        if html is not None:
+            write_text(html, batch_page(loader, step, tokenizer, rows=rows, corpus_dir=corpus))
+        return describe_batch(loader, step, tokenizer, rows=rows, characters=characters, corpus_dir=corpus)
+
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The devices of this run."""
@@ -246,7 +288,7 @@ class Experiment:
     @functools.cached_property
     def tokenizer(self):
         """The tokenizer of the cache."""
-        return tokenizers.load(self.workdir / "cache" / "tokenizer")
+        return tokenizers.load(self.data / "cache" / "tokenizer")
 
     @functools.cached_property
     def model(self) -> FunctionalModel:
@@ -258,30 +300,32 @@ class Experiment:
         """The model's configuration, with the tokenizer's vocabulary."""
         return TransformerConfig().with_vocab(self.tokenizer.vocab_size)
 
-    def _data(self) -> Data:
+    def _open_train_loader(self, resume: Mapping | None, **options: Any) -> Loader:
+        config = LoaderConfig()
+        options = {"num_workers": config.num_workers, "total_steps": self.training.steps, **options}
+        return self._open_loader("train", mixture=config.mixture, resume=resume, **options)
+
+    def _open_loader(self, split: str, **options: Any) -> Loader:
         training, config = self.training, LoaderConfig()
-        info = read_info(self.workdir / "cache")
-        options = {
-            "objective": self.objective, "batch_size": training.batch_size, "sequence_length": training.sequence_length,
-            "seed": training.seed, "process_index": jax.process_index(), "process_count": jax.process_count(),
-            "num_threads": config.num_threads, "prefetch": config.prefetch,
-        }  # fmt: skip
-        train = make_loader(
-            self.workdir / "cache", split="train", mixture=config.mixture, num_workers=config.num_workers, **options
-        )
-        held_out = [splits["validation"] for splits in info["sources"].values() if "validation" in splits]
-        validation, bytes_per_token = None, None
-        if held_out and training.eval_every:
-            loader = make_loader(self.workdir / "cache", split="validation", epochs=1, **options)
-            batches = training.eval_batches or None
+        return make_loader(
+            self.data / "cache", split=split, objective=self.objective, batch_size=training.batch_size,
+            sequence_length=training.sequence_length, seed=training.seed, num_threads=config.num_threads,
+            prefetch=config.prefetch, **options,
+        )  # fmt: skip
 
-            def validation():
-                return (batch for _, batch in itertools.islice(loader.iterate(), batches))
-
-            bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
-        return Data(
-            lambda start: (batch for _, batch in train.iterate(start)), train.state, validation, bytes_per_token
-        )
+    def _data(self) -> Data:
+        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        record = self.workdir / DATA_RECORD if jax.process_index() == 0 else None
+        train = TrainingData(lambda resume: self._open_train_loader(resume, **hosts), record)
+        data = Data(train.batches, train.position, train.resume, ahead=LoaderConfig().prefetch_to_device)
+        sources = read_info(self.data / "cache")["sources"].values()
+        held_out = [splits["validation"] for splits in sources if splits.get("validation", {}).get("tokens")]
+        if held_out and self.training.eval_every:
+            loader = self._open_loader("validation", epochs=1, **hosts)
+            batches = self.training.eval_batches or None
+            data.validation = lambda: (batch for _, batch in itertools.islice(loader.iterate(), batches))
+            data.bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
+        return data
 
     def _check_sizes(self) -> None:
         """What training needs of batch, sequence, model and mesh together; asked before any stage has worked."""

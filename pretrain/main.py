@@ -99,6 +99,18 @@ def _generate_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("num_samples", None, "continuations per prompt", lower_bound=1, flag_values=values)
 
 
+def _inspect_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "step", 0, "which batch: steps trained before it, 0 is the first", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_string("split", "train", "train or validation", flag_values=values)
+    flags.DEFINE_integer("rows", 4, "rows of the batch to show", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "characters", 300, "of each piece's text; the middle is left out", lower_bound=10, flag_values=values
+    )
+    flags.DEFINE_string("html", None, "also write a page that shows every token to this file", flag_values=values)
+
+
 def _all_of(*definers: Callable) -> Callable[[flags.FlagValues], None]:
     def define(values: flags.FlagValues) -> None:
         for definer in definers:
@@ -112,6 +124,8 @@ def _experiment(values: flags.FlagValues, bindings: list[str]):
 
     if getattr(values, "input", None) is not None:
         bindings = [*bindings, f"INPUT={values.input!r}"]
+    if values.module_import:
+        sys.path.insert(0, os.getcwd())  # the user's own modules; an installed script starts without it
     workdir = values.workdir
     if workdir is None:
         if getattr(values, "output", None) is None:
@@ -148,6 +162,11 @@ def _generate(values, bindings):
         print(sample["prompt"] + sample["text"], end="\n\n")
 
 
+def _inspect(values, bindings):
+    names = ("step", "split", "rows", "characters", "html")
+    print(_experiment(values, bindings).inspect(**{name: getattr(values, name) for name in names}))
+
+
 def _report(values, bindings):
     print(_experiment(values, bindings).report())
 
@@ -160,6 +179,8 @@ COMMANDS = {
     "cache": Command("documents to a tokenizer and globally shuffled token records",
                      _all_of(_common_flags, _workers_flag), _cache),
     "train": Command("trains, from the newest checkpoint on", _all_of(_common_flags, _train_flags), _train),
+    "inspect": Command("the decoded batch of any step: what is packed with what, masks, targets, sources",
+                       _all_of(_common_flags, _inspect_flags), _inspect),
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
                         _all_of(_common_flags, _checkpoint_flag), _evaluate),
     "generate": Command("samples from the trained model", _all_of(_common_flags, _generate_flags), _generate),

@@ -22,10 +22,13 @@ from pretrain.core.errors import RunError
 from pretrain.core.rng import host_rng, purpose_id
 from pretrain.data.lengths import Lengths
 from pretrain.data.plan import Pieces, ragged_arange
+from pretrain.data.recent import Recent
 from pretrain.data.records import Feature, Shards, little_endian
 from pretrain.data.stream import Stream
 
 Arrays = dict[str, np.ndarray]
+LONG_RECORD = 1 << 16  # bytes; the pieces of a longer record lie in many batches, so it is kept once it was read
+LONG_RECORDS = 64 << 20  # bytes of such records that are kept
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Assembler:
         self._purposes = [purpose_id(f"source {source}") for source in sources]
         self._bos, self._vocab_size, self._seed = bos_id, vocab_size, seed
         self._identity = getattr(type(objective).prepare, "identity", False)
+        self._long = Recent(LONG_RECORDS, len)
         self._columns = {feature.name: column for column, feature in enumerate(self._table)}
 
     def rows(self, contents: Contents) -> Arrays:
@@ -134,8 +138,23 @@ class Assembler:
             mine = np.flatnonzero(contents.source == source)
             distinct, inverse = np.unique(contents.pieces.record[mine], return_inverse=True)
             place[mine] = inverse + len(read)
-            read += self._shards[source].read(distinct)
+            read += self._records(source, distinct)
         return list(map(read.__getitem__, place.tolist()))
+
+    def _records(self, source: int, records: np.ndarray) -> list[bytes]:
+        """The bytes of `records` (int64 [n], rising) of a source; long ones from memory where they were read lately."""
+        shards = self._shards[source]
+        sizes = shards.index.lengths[records].astype(np.int64) @ [feature.item_bytes for feature in self._table]
+        long = sizes > LONG_RECORD
+        if not long.any():
+            return shards.read(records)
+        short = iter(shards.read(records[~long]))
+        return [
+            self._long.get((source, record), lambda one=record: shards.read(np.array([one]))[0])
+            if kept
+            else next(short)
+            for record, kept in zip(records.tolist(), long.tolist(), strict=True)
+        ]
 
     def _feature(self, name: str, contents: Contents, records: list[bytes]) -> np.ndarray:
         """One feature of all pieces, one after another: [elements, ...], text as int32."""
@@ -145,7 +164,7 @@ class Assembler:
         # Slicing and joining without a Python loop; a slice that is the whole record is not even copied.
         data = b"".join(map(operator.getitem, records, map(slice, start.tolist(), end.tolist())))
         array = np.frombuffer(data, little_endian(feature.dtype)).reshape(-1, *feature.shape)
-        if feature.dtype not in ("uint16", "uint32"):
+        if not feature.is_text:
             return array
         if self._vocab_size is not None and array.size and array.max() >= self._vocab_size:
             raise RunError(

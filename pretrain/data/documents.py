@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pretrain.core import storage
+from pretrain.core.errors import check
+from pretrain.data import tokenizers
 from pretrain.data.cache import read_info
 from pretrain.data.corpus import read_documents
 from pretrain.data.records import Feature, Shards, little_endian
@@ -16,6 +18,8 @@ RECORDS_AT_ONCE = 1024
 def stored_tokens(cache_dir: os.PathLike | str, split: str) -> Iterator[np.ndarray]:
     """Token ids of each document of a split, its end token included, int32, in the cache's order."""
     info = read_info(cache_dir)
+    names = [feature["name"] for feature in info["features"]]
+    check(names == ["tokens"], f"whole documents are read from caches of text; this one holds {', '.join(names)}")
     dtype = little_endian(Feature.from_json(info["features"][0]).dtype)
     for source, splits in info["sources"].items():
         if split in splits:
@@ -23,6 +27,15 @@ def stored_tokens(cache_dir: os.PathLike | str, split: str) -> Iterator[np.ndarr
             for start in range(0, len(shards), RECORDS_AT_ONCE):
                 for record in shards.read(np.arange(start, min(start + RECORDS_AT_ONCE, len(shards)))):
                     yield np.frombuffer(record, dtype).astype(np.int32)
+
+
+def texts(cache_dir: os.PathLike | str, corpus_dir: os.PathLike | str, split: str) -> Iterator[str]:
+    """The text of each document of a split: as curated, or, of a seqio mixture, as its tokens decode."""
+    if read_info(cache_dir)["corpus"] is not None:
+        yield from curated_texts(corpus_dir, split)
+        return
+    tokenizer = tokenizers.load(storage.Path(cache_dir) / "tokenizer")
+    yield from map(tokenizer.decode, stored_tokens(cache_dir, split))
 
 
 def curated_texts(corpus_dir: os.PathLike | str, split: str) -> Iterator[str]:

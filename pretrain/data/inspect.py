@@ -1,7 +1,7 @@
 """Shows a batch as a person can read it: which documents share a row, what is fed, what is predicted, what is not."""
 
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +12,52 @@ from pretrain.data.loader import Loader
 from pretrain.data.tokenizers import Tokenizer
 
 PLUMBING = ("segment_ids", "positions", "source_ids", "first_inputs")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a row: where it comes from, and its part of each array of the batch."""
+
+    caption: str
+    arrays: Arrays
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: its source (None past the end of the data) and what is packed in it, in order."""
+
+    source: str | None
+    pieces: list[Piece]
+
+
+def headline(loader: Loader, step: int) -> str:
+    """Two lines on the whole batch: its plan and sources, and its arrays."""
+    batch, contents, sources = loader.batch(step), loader.contents(step), loader.info["sources"]
+    shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items())
+    found = np.bincount(contents.row_source[contents.row_source >= 0], minlength=len(sources))
+    counts = ", ".join(f"{count} {source}" for source, count in zip(sources, found, strict=True))
+    return f"batch {step} of plan {loader.fingerprint}: rows {counts}; {len(contents.row)} pieces\n{shapes}"
+
+
+def packed_rows(loader: Loader, step: int, rows: int, corpus_dir: os.PathLike | str | None = None) -> list[Row]:
+    """The first `rows` rows of this host's part of global batch `step`.
+
+    Args:
+        corpus_dir: the curated corpus of the cache, to name documents by id and origin; None for their numbers.
+    """
+    check(rows >= 1, f"rows = {rows} must be 1 or more")
+    batch, contents = loader.batch(step), loader.contents(step)
+    documents = loader.documents(contents)
+    names = document_origins(corpus_dir, documents) if corpus_dir else {}
+    shown = []
+    for row, source in enumerate(contents.row_source[:rows].tolist()):
+        pieces = []
+        for number, piece in enumerate(np.flatnonzero(contents.row == row).tolist(), 1):
+            document = int(documents[piece])
+            caption = f"{_span(contents, piece)} of document {names.get(document, document)}"
+            pieces.append(Piece(caption, _part(batch, row, number)))
+        shown.append(Row(loader.info["sources"][source] if source >= 0 else None, pieces))
+    return shown
 
 
 def describe_batch(
@@ -36,33 +82,41 @@ def describe_batch(
     Returns:
         Lines of text: per row, its pieces, and per piece its source, document, span, and each array of the batch.
     """
-    check(rows >= 1, f"rows = {rows} must be 1 or more")
-    batch, contents = loader.batch(step), loader.contents(step)
-    documents = loader.documents(contents)
-    names = document_origins(corpus_dir, documents) if corpus_dir else {}
-    sources = loader.info["sources"]
-    shown = min(rows, len(contents.row_source))
-    lines = [_headline(loader, step, contents, batch)]
-    for row in range(shown):
-        pieces = np.flatnonzero(contents.row == row)
-        if not pieces.size:
-            lines.append(f"row {row}: empty, past the end of the data")
+    shown = packed_rows(loader, step, rows, corpus_dir)
+    lines = [headline(loader, step)]
+    for number, row in enumerate(shown):
+        if row.source is None:
+            lines.append(f"row {number}: empty, past the end of the data")
             continue
-        lines.append(f"row {row}: {len(pieces)} piece{'s' * (len(pieces) > 1)} of {sources[contents.row_source[row]]}")
-        for number, piece in enumerate(pieces.tolist(), 1):
-            document = int(documents[piece])
-            lines.append(f"  {number}. {_span(contents, piece)} of document {names.get(document, document)}")
-            lines += [f"     {line}" for line in _arrays(batch, row, number, tokenizer, characters)]
-    if shown < len(contents.row_source):
-        lines.append(f"… and {len(contents.row_source) - shown} more rows")
+        lines.append(f"row {number}: {len(row.pieces)} piece{'s' * (len(row.pieces) > 1)} of {row.source}")
+        for place, piece in enumerate(row.pieces, 1):
+            lines.append(f"  {place}. {piece.caption}")
+            for name, values in piece.arrays.items():
+                lines.append(f"     {name}: {_line(name, values, tokenizer, characters)}")
+    total = len(next(iter(loader.batch(step).values())))
+    if len(shown) < total:
+        lines.append(f"… and {total - len(shown)} more rows")
     return "\n".join(lines)
 
 
-def _headline(loader: Loader, step: int, contents: Contents, batch: Arrays) -> str:
-    shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items())
-    found = np.bincount(contents.row_source[contents.row_source >= 0], minlength=len(loader.info["sources"]))
-    counts = ", ".join(f"{count} {source}" for source, count in zip(loader.info["sources"], found, strict=True))
-    return f"batch {step} of plan {loader.fingerprint}: rows {counts}; {len(contents.row)} pieces\n{shapes}"
+def is_tokens(values: np.ndarray, tokenizer: Tokenizer | None) -> bool:
+    """Whether an array is one of token ids that `tokenizer` can decode."""
+    known = tokenizer is not None and values.dtype.kind in "iu" and values.ndim == 1
+    return known and (values.size == 0 or 0 <= values.min() <= values.max() < tokenizer.vocab_size)
+
+
+def is_mask(name: str, values: np.ndarray) -> bool:
+    """Whether an array says, element by element, what counts."""
+    return values.ndim == 1 and (name.endswith("mask") or (values.dtype.kind == "f" and "weight" in name))
+
+
+def summary(name: str, values: np.ndarray) -> str:
+    """One line on an array of numbers, or on a mask."""
+    if is_mask(name, values):
+        return f"{np.count_nonzero(values)} of {len(values)} not 0, sum {values.sum():.6g}"
+    if not values.size:
+        return f"{list(values.shape)}"
+    return f"{list(values.shape)}, {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
 
 
 def _span(contents: Contents, piece: int) -> str:
@@ -71,23 +125,24 @@ def _span(contents: Contents, piece: int) -> str:
     return f"elements {start} to {ends}, epoch {int(contents.epoch[piece])},"
 
 
-def _arrays(batch: Arrays, row: int, segment: int, tokenizer: Tokenizer | None, characters: int) -> Iterator[str]:
-    """One line for each array of the batch that has something of the segment."""
+def _part(batch: Arrays, row: int, segment: int) -> Arrays:
+    """What each array of the batch has of a segment."""
+    part = {}
     for name, array in batch.items():
         if name.endswith(PLUMBING) or array.ndim < 2:
             continue
         segments = batch.get(f"{name}_segment_ids", batch.get("segment_ids"))
-        if segments is None or segments.shape != array.shape[:2]:
-            continue
-        values = array[row][segments[row] == segment]
-        if array.ndim > 2 or (array.dtype.kind == "f" and "weight" not in name):
-            yield f"{name}: {list(values.shape)}, {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
-        elif array.dtype.kind == "f" or name.endswith("mask"):
-            yield f"{name}: {np.count_nonzero(values)} of {len(values)} not 0, sum {values.sum():.6g}"
-        elif tokenizer is not None and not (values < 0).any():
-            yield f"{name}: {_shortened(_decoded(tokenizer, values), characters)}"
-        else:
-            yield f"{name}: {_shortened(' '.join(map(str, values.tolist())), characters)}"
+        if segments is not None and segments.shape == array.shape[:2]:
+            part[name] = array[row][segments[row] == segment]
+    return part
+
+
+def _line(name: str, values: np.ndarray, tokenizer: Tokenizer | None, characters: int) -> str:
+    if values.ndim > 1 or values.dtype.kind == "f" or is_mask(name, values):
+        return summary(name, values)
+    if is_tokens(values, tokenizer):
+        return _shortened(_decoded(tokenizer, values), characters)
+    return _shortened(" ".join(map(str, values.tolist())), characters)
 
 
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray) -> str:

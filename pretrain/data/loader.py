@@ -42,19 +42,21 @@ class LoaderConfig:
         num_workers: processes that prepare batches; 0 uses threads of this process.
         num_threads: threads that prepare batches, in each process.
         prefetch: blocks of batches (a few MB each) kept ready, in each process.
+        prefetch_to_device: batches put on the devices before the step that uses them.
         mixture: shares of the sources.
     """
 
     num_workers: int = 0
     num_threads: int = 2
     prefetch: int = 4
+    prefetch_to_device: int = 2
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
 
     def __post_init__(self):
         check_fields(self)
-        check(self.num_workers >= 0, f"LoaderConfig.num_workers = {self.num_workers} must be 0 or more")
-        check(self.num_threads >= 1, f"LoaderConfig.num_threads = {self.num_threads} must be 1 or more")
-        check(self.prefetch >= 1, f"LoaderConfig.prefetch = {self.prefetch} must be 1 or more")
+        for name, least in (("num_workers", 0), ("num_threads", 1), ("prefetch", 1), ("prefetch_to_device", 0)):
+            value = getattr(self, name)
+            check(value >= least, f"LoaderConfig.{name} = {value} must be {least} or more")
 
 
 def make_loader(
@@ -86,7 +88,7 @@ def make_loader(
         seed: fixes the order of everything.
         mixture: shares of the sources; `MixtureConfig()` when None.
         epochs: in place of `mixture`: end after so many epochs of every source; empty rows fill up the last batch.
-        total_steps: of the whole training; only a mixture with a schedule needs it.
+        total_steps: of the whole training; a mixture with a schedule needs it, and data that ends before is refused.
         resume: the `state` of an earlier loader; only the mixture may differ, and does so from that step on.
         process_index, process_count: this host and the number of hosts; host i gets the i-th slice of rows.
         num_workers, num_threads, prefetch: as in `LoaderConfig`.
@@ -110,6 +112,11 @@ def make_loader(
     position = Position(base, phases, phases).resumed(resume, batch_size)
     stream = Stream(sources.plans, position.phases)
     rows = _Rows(batch_size, process_index, process_count, stream.end(mixture.stop, mixture.epochs or {}))
+    check(
+        total_steps is None or rows.batches is None or rows.batches >= total_steps,
+        f"the data ends after {rows.batches} steps (MixtureConfig.stop = {mixture.stop!r}) and the training takes "
+        f"{total_steps}: make it shorter, or read more epochs",
+    )
     return Loader(sources, stream, objective, rows, position, seed, config)
 
 
@@ -160,6 +167,7 @@ class Loader:
         fingerprint: of everything the batches depend on.
         info: for reports: sources, phases of the mixture, and rows, tokens and packing efficiency of an epoch.
         num_batches: batches in all; None when the loader never ends.
+        batch_size: rows of the global batch.
     """
 
     def __init__(
@@ -186,7 +194,7 @@ class Loader:
         )
         self._span = max(1, BLOCK_BYTES // (4 * rows.count * max(sources.lengths.capacity)))  # batches of a block
         self._blocks = Recent(2)
-        self.num_batches = rows.batches
+        self.num_batches, self.batch_size = rows.batches, rows.batch_size
         self.fingerprint = position.fingerprint
         self.info = _summary(sources, stream, position, rows.batch_size)
 

@@ -43,7 +43,8 @@ class Position:
             return self
         if state["base"] != self.base:
             raise UserError(
-                "this position belongs to other data (cache, objective, lengths, batch size or seed changed)"
+                f"the position of step {state['step']} belongs to other data (the cache, objective, lengths, batch "
+                "size, seed, or the mixture's epochs or stop changed): restore what it was, or use another --workdir"
             )
         past, asked = ([Phase(**phase) for phase in state[name]] for name in ("phases", "asked"))
         if asked == self.asked:

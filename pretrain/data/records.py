@@ -45,6 +45,11 @@ class Feature:
         """Bytes of one element along the leading axis."""
         return np.dtype(self.dtype).itemsize * int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds token ids: single unsigned integers are stored for nothing else."""
+        return self.dtype in ("uint16", "uint32") and not self.shape
+
     def to_json(self) -> dict:
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 

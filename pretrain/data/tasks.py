@@ -8,7 +8,7 @@ import functools
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -201,7 +201,14 @@ class TaskInput:
 
     @property
     def features(self) -> list[Feature]:
-        """The feature table, from the tasks' output features and, above rank 1, their first example."""
+        """The feature table as it is stored; a mixture's only text feature is called "tokens", whatever its name."""
+        table = self._own_features
+        text = [feature for feature in table if feature.is_text]
+        return [replace(feature, name="tokens") if [feature] == text else feature for feature in table]
+
+    @property
+    def _own_features(self) -> list[Feature]:
+        """The same by the tasks' names, from their output features and, above rank 1, their first example."""
         tables = {task.name: self._table(task) for task in self._tasks()}
         first = next(iter(tables.values()))
         for task, table in tables.items():
@@ -227,7 +234,7 @@ class TaskInput:
 
     def examples(self, unit: int) -> Iterator[Examples]:
         task, split, shard, shards = self._units()[unit]
-        table, tokenizer = self.features, self.tokenizer
+        table, tokenizer = self._own_features, self.tokenizer
         try:
             dataset = task.get_dataset(
                 sequence_length=None, split=split, shuffle=False, num_epochs=1,
@@ -283,8 +290,9 @@ class TaskInput:
                 table.append(token_feature(tokenizer.vocab_size, name))
                 continue
             check(dtype.kind in "iufb", f"{task.name}: feature {name} is {dtype}; only numbers can be cached")
-            stored = {"int64": "int32", "uint64": "int32"}.get(dtype.name, dtype.name)
-            table.append(Feature(name, stored, _element_shape(task, name) if feature.rank > 1 else ()))
+            shape = _element_shape(task, name) if feature.rank > 1 else ()
+            wide = dtype.itemsize == 8 or (not shape and dtype.name in ("uint16", "uint32"))
+            table.append(Feature(name, "int32" if dtype.kind in "iu" and wide else dtype.name, shape))
         return table
 
 
@@ -307,11 +315,21 @@ def _records(
             numbers.append(number)
             lengths.append([len(array) for array in arrays])
             data += [array.tobytes() for array in arrays]
-            text_bytes.append(sum(len(example.get(f"{f.name}_pretokenized", b"")) for f in table))
+            text_bytes.append(
+                sum(_text_bytes(example, f, array, tokenizer) for f, array in zip(table, arrays, strict=True))
+            )
     return Examples(
         source, split, np.array(numbers, np.uint64), np.array(text_bytes, np.uint32),
         np.array(lengths, np.uint32).reshape(-1, len(table)), b"".join(data), len(group) - len(numbers),
     )  # fmt: skip
+
+
+def _text_bytes(example: Mapping, feature: Feature, array: np.ndarray, tokenizer: Tokenizer | None) -> int:
+    """UTF-8 bytes of a text feature: before tokenization where the task kept it, otherwise of what it decodes to."""
+    if not feature.is_text or tokenizer is None:
+        return 0
+    kept = example.get(f"{feature.name}_pretokenized")
+    return len(kept if isinstance(kept, bytes) else tokenizer.decode(array).encode())
 
 
 def _stored(example: Mapping, feature: Feature, tokenizer: Tokenizer | None, source: str) -> np.ndarray:
@@ -324,7 +342,7 @@ def _stored(example: Mapping, feature: Feature, tokenizer: Tokenizer | None, sou
         raise RunError(f"seqio task {source}: {feature.name} has shape {array.shape}, others (n, *{feature.shape})")
     stored = np.dtype(feature.dtype)
     limits = np.iinfo(stored) if stored.kind in "iu" else None
-    high = tokenizer.vocab_size - 1 if tokenizer and stored.name in ("uint16", "uint32") else limits and limits.max
+    high = tokenizer.vocab_size - 1 if tokenizer and feature.is_text else limits and limits.max
     if limits and array.size and not limits.min <= array.min() <= array.max() <= high:
         raise RunError(
             f"seqio task {source}: {feature.name} has values from {array.min()} to {array.max()}; "

@@ -1,12 +1,14 @@
 """The training loop: it only moves batches in and metrics out; everything that learns is in `step`.
 
-The next step is dispatched before the metrics of the last one are fetched, so that the device never waits for Python.
+The next step is dispatched before the metrics of the last one are fetched, and batches are on the devices before they
+are needed, so that the device never waits for Python.
 """
 
+import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gin
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 
 from pretrain.core.batch import Batch
 from pretrain.core.console import Progress, say
-from pretrain.core.errors import RunError, check
+from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 from pretrain.core.storage import Path
 from pretrain.sharding.placement import batch_shardings, place_batch, replicated
@@ -84,15 +86,19 @@ class Data:
 
     Attributes:
         batches: start step -> iterator of this host's rows of each global batch, from that step on.
-        position: step -> small JSON object that says where the data stands; kept in checkpoints, checked on resume.
+        position: step -> small JSON object that says where the data stands after that many steps; kept in checkpoints.
+        resume: takes the position in the checkpoint that the run goes on from; raises if it is one in other data.
         validation: makes a fresh iterator over validation batches, or None.
         bytes_per_token: of the validation text, to give bits per byte; None when unknown.
+        ahead: batches that are put on the devices before the step that uses them.
     """
 
     batches: Callable[[int], Iterator[Batch]]
     position: Callable[[int], dict[str, Any]]
+    resume: Callable[[dict[str, Any]], None] = lambda position: None
     validation: Callable[[], Iterator[Batch]] | None = None
     bytes_per_token: float | None = None
+    ahead: int = 2
 
 
 class Trainer:
@@ -169,24 +175,18 @@ class Trainer:
         shapes = jax.eval_shape(lambda: init_state(self.builder.model, self.builder.optimizer, self.config.seed))
         state, position = checkpointer.restore(shapes, self.state_shardings)
         start = int(state.step)
-        expected = self.data.position(start)
-        if position != expected:
-            raise RunError(
-                f"the data changed since the checkpoint of step {start}: it was at {position}, "
-                f"this run would be at {expected}; restore the old cache or start a new workdir"
-            )
+        self.data.resume(position)
         say(f"train: resumed from step {start}")
         return state, start
 
     def steps(self, state: TrainState, start: int, checkpointer: Checkpointer, log: MetricsLog) -> TrainState:
         """Trains from `start` steps done to the last one, logging, validating and saving as configured."""
         config, clock = self.config, _Clock(self, start)
-        batches = self.data.batches(start)
+        batches = placed_ahead(self.data.batches(start), self._place, self.data.ahead)
         pending: tuple[int, dict] | None = None
         with Progress(config.steps, "train", "step", initial=start) as progress:
             for step in range(start + 1, config.steps + 1):
-                batch = place_batch(clock.wait_for(batches), self.shardings)
-                state, scalars = self.train_step(state, batch)
+                state, scalars = self.train_step(state, clock.wait_for(batches))
                 if pending is not None:  # the device is busy with this step while the last one's metrics are read
                     self._log(*pending, log, clock, progress)
                 pending = (step, scalars)
@@ -227,7 +227,7 @@ class Trainer:
             return {}
         totals = None
         for batch in self.data.validation():
-            new = self.eval_step(state.params, place_batch(batch, self.shardings))
+            new = self.eval_step(state.params, self._place(batch))
             totals = new if totals is None else jax.tree.map(lambda a, b: a + b, totals, new)
         if totals is None:
             return {}
@@ -238,12 +238,28 @@ class Trainer:
         say(f"validation at step {int(state.step)}: " + ", ".join(f"{k[11:]} {v:.4f}" for k, v in means.items()))
         return means
 
+    def _place(self, batch: Batch) -> dict[str, jax.Array]:
+        return place_batch(batch, self.shardings)
+
     def _traced_on_mesh(self, function):
         def call(*arguments):
             with use_mesh(self.mesh):
                 return function(*arguments)
 
         return call
+
+
+def placed_ahead(batches: Iterable[Batch], place: Callable[[Batch], Any], ahead: int) -> Iterator[Any]:
+    """Batches on the devices, in order: when one is handed out, the next `ahead` have been sent after it.
+
+    Sending does not wait for the transfer. Positions count steps, not batches sent, so nothing is lost at a restart.
+    """
+    waiting: collections.deque = collections.deque()
+    for batch in batches:
+        waiting.append(place(batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class _Clock:
@@ -260,7 +276,7 @@ class _Clock:
         """Starts a new interval after `step`; what came before (validation, saving) does not count."""
         self._step, self._since, self._waited = step, time.perf_counter(), 0.0
 
-    def wait_for(self, batches: Iterator[Batch]) -> Batch:
+    def wait_for(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time it takes is data wait."""
         start = time.perf_counter()
         batch = next(batches)

@@ -229,7 +229,7 @@ def test_the_state_is_small_and_resumes(cache):
     again = open_loader(cache, resume=state, process_count=2, process_index=1)
     assert again.fingerprint == loader.fingerprint
     assert_same({name: array[4:] for name, array in loader.batch(123).items()}, again.batch(123))
-    with pytest.raises(UserError, match="belongs to other data"):
+    with pytest.raises(UserError, match="step 123 belongs to other data"):
         open_loader(cache, seed=5, resume=state)
 
 

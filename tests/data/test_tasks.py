@@ -17,10 +17,6 @@ from pretrain.data.records import Shards
 from pretrain.data.tokenizer_training import TokenizerConfig
 
 
-class Targets(Plain):
-    features = ("targets",)
-
-
 class Robots(Plain):
     features = ("frames", "sensors")
 
@@ -98,7 +94,7 @@ def test_their_vocabularies_become_our_tokenizers(tmp_path):
 def test_their_mixture_becomes_a_cache(tmp_path):
     info = build("their_mixture", tmp_path)
     assert info["rates"] == {"their_text": 3.0, "their_other": 1.5}
-    assert info["features"] == [{"name": "targets", "dtype": "uint16", "shape": []}]
+    assert info["features"] == [{"name": "tokens", "dtype": "uint16", "shape": []}]
     train, held_out = (info["sources"]["their_text"][split] for split in ("train", "validation"))
     import their_tasks
 
@@ -111,11 +107,11 @@ def test_their_mixture_becomes_a_cache(tmp_path):
 
 def test_their_rates_are_the_default(tmp_path):
     build("their_mixture", tmp_path)
-    options = {"split": "train", "objective": Targets(), "batch_size": 8, "sequence_length": 64, "seed": 0}
+    options = {"split": "train", "objective": Plain(), "batch_size": 8, "sequence_length": 64, "seed": 0}
     loader = make_loader(tmp_path / "cache", **options)
     assert loader.info["phases"][0]["by"] == "examples"
     assert loader.info["phases"][0]["shares"] == pytest.approx({"their_text": 2 / 3, "their_other": 1 / 3})
-    assert loader.batch(0)["targets"].shape == (8, 64)
+    assert loader.batch(0)["tokens"].shape == (8, 64)
     for mixture in (MixtureConfig(), None):
         assert make_loader(tmp_path / "cache", mixture=mixture, **options).fingerprint == loader.fingerprint
     by_size = make_loader(tmp_path / "cache", mixture=MixtureConfig(temperature=1.0), **options)
