@@ -29,6 +29,7 @@ CORE = [
 DATA = [
     "seqio",  # brings tensorflow through tensorflow-text; naming tensorflow-cpu as well would install both
     "tensorflow-datasets",
+    "importlib-resources",  # tensorflow-datasets imports it to build a data set and does not ask for it
     "apache-beam",
     "pyarrow",
     "xxhash",
