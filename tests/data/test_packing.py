@@ -14,7 +14,9 @@ CAPACITIES = st.lists(st.integers(1, 60), min_size=1, max_size=3)
 @st.composite
 def items(draw) -> tuple[np.ndarray, list[int]]:
     capacity = draw(CAPACITIES)
-    rows = draw(st.lists(st.tuples(*(st.integers(1, limit) for limit in capacity)), min_size=1, max_size=120))
+    least = 1 if len(capacity) == 1 else 0
+    sizes = st.tuples(*(st.integers(least, limit) for limit in capacity)).filter(any)
+    rows = draw(st.lists(sizes, min_size=1, max_size=120))
     return np.array(rows, np.int64), capacity
 
 
@@ -71,7 +73,33 @@ def test_natural_lengths_fill_rows(capacity):
 def test_two_features_that_follow_one_length_fill_rows():
     inputs = np.minimum(log_normal(3000, 200), 512)
     lengths = np.stack([inputs, inputs // 4 + 1], axis=1)
-    assert inputs.sum() / (count_rows(lengths, [512, 140]) * 512) >= 0.97
+    assert inputs.sum() / (count_rows(lengths, [512, 140]) * 512) >= 0.98
+
+
+def pairs(count: int, mean: float, correlation: float, seed: int = 0) -> np.ndarray:
+    """Lengths of sentences and of their translations: log-normal, alike to a degree."""
+    rng = np.random.default_rng(seed)
+    first, other = rng.normal(size=(2, count))
+    second = correlation * first + np.sqrt(1 - correlation**2) * other
+    lengths = np.exp(np.stack([first, second], axis=1) * 0.8) * mean / np.exp(0.32)
+    return np.maximum(lengths, 1).astype(np.int64)
+
+
+@pytest.mark.parametrize("capacity", [512, 1024])
+def test_translation_pairs_fill_rows(capacity):
+    lengths = np.minimum(pairs(3000, 30, 0.9), capacity)
+    assert lengths.sum() / (count_rows(lengths, [capacity, capacity]) * 2 * capacity) >= 0.98
+
+
+def test_unlike_pairs_leave_little_of_the_scarcer_feature():
+    lengths = np.minimum(pairs(3000, 60, 0.0), 512)
+    needed = lengths.sum(axis=0).max() / 512
+    assert needed / count_rows(lengths, [512, 512]) >= 0.96
+
+
+def test_a_feature_that_is_all_empty_costs_nothing():
+    lengths = np.array([[4, 0], [4, 0], [2, 0]])
+    assert sorted(np.bincount(pack(lengths, [6, 3], np.random.default_rng(0)))) == [1, 2]
 
 
 def test_the_order_is_random_and_fixed_by_the_generator():

@@ -1,5 +1,7 @@
 """The plan of a source: every record once per epoch, whatever the lengths."""
 
+import pickle
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -103,6 +105,15 @@ def test_one_feature_may_become_two():
     np.testing.assert_array_equal(lengths.prepared(np.array([[30], [1]])), [[20, 11], [1, 1]])
 
 
+def test_windows_of_pairs_are_small_enough_to_pack_quickly(monkeypatch):
+    monkeypatch.setattr("pretrain.data.plan.WINDOW_PAIRS", 50)
+    records = np.stack([log_normal(400, 20, seed, 90) for seed in (0, 1)], axis=1)
+    plan = SourcePlan("a", records, [0, 150, 400], Lengths(Pair(), 100), 0)
+    assert len(plan) == 3 + 5
+    seen = [record for _, pieces in all_rows(plan, 1) for record in pieces.record]
+    assert sorted(seen) == list(range(400))
+
+
 def test_pairs_are_never_cut():
     records = np.array([[5, 3], [0, 0], [9, 9]])
     plan = SourcePlan("a", records, [0, 3], Lengths(Pair(), 10), 0)
@@ -163,3 +174,15 @@ def test_recent_forgets_what_was_used_longest_ago():
 
     assert [get(key) for key in "abacab"] == list("ABACAB")
     assert made == ["a", "b", "c", "b"]
+
+
+def test_recent_keeps_what_weighs_no_more_than_it_may():
+    recent, made = Recent(10, len), []
+
+    def get(text):
+        return recent.get(text, lambda: made.append(text) or text)
+
+    for text in ("aaaa", "bbbb", "aaaa", "cccc", "aaaa", "bbbb", "d" * 30, "d" * 30, "aaaa"):
+        assert get(text) == text
+    assert made == ["aaaa", "bbbb", "cccc", "bbbb", "d" * 30, "aaaa"]
+    assert pickle.loads(pickle.dumps(recent)).get("x", lambda: "y") == "y"
