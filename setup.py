@@ -34,6 +34,9 @@ DATA = [
     "pyarrow",
     "xxhash",
     "msgspec",  # JSON at twice the speed of Python's own
+    "fastwarc>=2",  # WARC records; small, fast, keeps its memory
+    "resiliparse>=2",  # charsets and main text of HTML pages
+    "brotli",  # a content encoding of HTTP; FastWARC needs it as well
     "backports.zstd; python_version < '3.14'",  # raises on truncated files, which zstandard reads as whole
     "py3langid>=0.4",  # language identification, its model inside the package
     "fasttext-community",  # trains and reads fastText classifiers: quality, toxicity, the user's own

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from pretrain.curate import python_library, readers
+from pretrain.curate import python_library, readers, warc
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -21,6 +21,7 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     "jsonl": readers.read_jsonl,
     "text": readers.read_text,
     "parquet": readers.read_parquet,
+    "warc": warc.read_warc,
     PYTHON: lambda file, fields: python_library.read_module(file),
 }
 NOT_PATHS = {PYTHON}

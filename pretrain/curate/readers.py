@@ -35,6 +35,7 @@ class Fields:
         group: the field whose documents must not be divided between train and validation; None: the id.
         text_unit: one document per "file", "paragraph" (blank lines between) or "line" of .txt, .md and .rst files.
         max_record_bytes: longer records are rejected as unreadable.
+        main_text: of HTML pages only the main content; otherwise all their text.
     """
 
     text: str = "text"
@@ -42,6 +43,7 @@ class Fields:
     group: str | None = None
     text_unit: str = "file"
     max_record_bytes: int = 64 << 20
+    main_text: bool = True
 
     def __post_init__(self):
         known = " ".join(TEXT_UNITS)
