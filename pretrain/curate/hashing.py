@@ -34,6 +34,11 @@ class SpanHashes:
         """Hashes (uint64) of the bytes [start, end) for each pair; equal spans have equal hashes."""
         return mix((self._sums[ends] - self._sums[starts]) * self._shift[starts])
 
+    def windows(self, length: int) -> np.ndarray:
+        """Hashes (uint64) of all stretches of `length` bytes, by their start. Not mixed: use the high bits alone."""
+        ends = self._sums[length:]
+        return (ends - self._sums[: len(ends)]) * self._shift[: len(ends)]
+
 
 def mix(hashes: np.ndarray) -> np.ndarray:
     """A one-to-one mapping of uint64 under which every bit depends on all bits."""
