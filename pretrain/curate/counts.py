@@ -14,10 +14,12 @@ from pretrain.curate.documents import text_bytes
 
 
 def add(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Adds the numbers of `part` to those of `total`, at every depth, in place."""
+    """Adds the numbers and lists of `part` to those of `total`, at every depth, in place."""
     for key, value in part.items():
         if isinstance(value, dict):
             add(total.setdefault(key, {}), value)
+        elif isinstance(value, list):
+            total[key] = total.get(key, []) + value
         else:
             total[key] = total.get(key, 0) + value
     return total

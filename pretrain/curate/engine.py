@@ -8,16 +8,18 @@
 The output depends on documents and recipe only: not on workers, on the order of files or on interruptions.
 """
 
-import shutil
-
 from pretrain.core.errors import RunError
 from pretrain.curate import counts
 from pretrain.curate.inputs import InputFile, batch_files
-from pretrain.curate.reading import READ
-from pretrain.curate.tasks import PROBLEMS, Plan, decide_task, group_task, read_task, shard_task
+from pretrain.curate.reading import PROBLEMS, READ
+from pretrain.curate.tasks import Plan, decide_task, group_task, read_task, shard_task
 from pretrain.curate.workers import Task, Workers
 
-READ_TASK_BYTES, READ_TASK_FILES = 16 << 20, 128
+READ_TASK_FILES = 128
+
+
+class TooMuchUnreadable(RunError):
+    """More of the input cannot be read than the recipe allows."""
 
 
 def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int | None) -> dict:
@@ -28,37 +30,27 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
         order) and lists of examples.
 
     Raises:
-        RunError: more than `max_unreadable` of the records cannot be read, a worker died, or the books do not balance.
+        TooMuchUnreadable: more than `max_unreadable` of the records.
+        RunError: a worker died, or the books do not balance.
     """
     with Workers(workers, plan) as pool:
-        groups = batch_files(files, READ_TASK_BYTES, READ_TASK_FILES)
-        tasks = [
-            Task(read_task, (group, index), plan.path("read", f"{index}.json")) for index, group in enumerate(groups)
-        ]
+        groups = batch_files(files, plan.read_bytes, READ_TASK_FILES)
+        tasks = [Task(read_task, (group, index), read_summary(plan, index)) for index, group in enumerate(groups)]
         summaries = pool.run("curate: read", tasks)
-        _check_readable(plan, summaries, max_unreadable)
-        names = [READ, *(stage.name for phase in plan.phases for stage in phase.stages)]
-        total: dict = {"read": {}, "stages": {name: {} for name in names}, "examples_kept": [], "examples_dropped": []}
-        for summary in summaries:
-            counts.add(total["read"], summary["read"])
+        check_readable(summaries, max_unreadable)
+        shard_summaries = []
         for number in range(len(plan.phases)):
-            _run_phase(plan, number, len(groups), pool, total)
-    counts.check_balance(total["read"], total["kept"], total["stages"])
-    return total
+            shard_summaries += _run_phase(plan, number, len(groups), pool)
+    return total_of(plan, summaries, shard_summaries)
 
 
-def _run_phase(plan: Plan, number: int, readers: int, pool: Workers, total: dict) -> None:
+def _run_phase(plan: Plan, number: int, readers: int, pool: Workers) -> list[dict]:
     phase = plan.phases[number]
     label = ", ".join(stage.name for stage in phase.stages) or "write"
     tasks = [
-        Task(shard_task, (number, shard, readers), plan.path(number, f"{shard}.json")) for shard in range(plan.shards)
+        Task(shard_task, (number, shard, readers), shard_summary(plan, number, shard)) for shard in range(plan.shards)
     ]
-    for summary in pool.run(f"curate: {label}", tasks):
-        for key, value in summary.items():
-            if isinstance(value, dict):
-                counts.add(total.setdefault(key, {}), value)
-            elif isinstance(value, list):
-                total[key] += value
+    summaries = pool.run(f"curate: {label}", tasks)
     if phase.keyed is not None:
         name = phase.keyed.name
         tasks = [
@@ -67,18 +59,49 @@ def _run_phase(plan: Plan, number: int, readers: int, pool: Workers, total: dict
         ]
         pool.run(f"curate: {name}, groups", tasks)
         pool.run(f"curate: {name}, decisions", [Task(decide_task, (number,), plan.path(number, "decisions.json"))])
+    return summaries
 
 
-def _check_readable(plan: Plan, summaries: list[dict], max_unreadable: float) -> None:
+def read_summary(plan: Plan, index: int) -> str:
+    """Where a reading task's summary goes."""
+    return plan.path("read", f"{index}.json")
+
+
+def shard_summary(plan: Plan, number: int, shard: int) -> str:
+    """Where a shard's summary of phase `number` goes."""
+    return plan.path(number, f"{shard}.json")
+
+
+def total_of(plan: Plan, read: list[dict], shards: list[dict]) -> dict:
+    """All summaries added up, in the order of tasks; see `run`.
+
+    Raises:
+        RunError: the books do not balance.
+    """
+    names = [READ, *(stage.name for phase in plan.phases for stage in phase.stages)]
+    total: dict = {"read": {}, "stages": {name: {} for name in names}}
+    for summary in read:
+        counts.add(total["read"], summary["read"])
+    for summary in shards:
+        counts.add(total, {key: value for key, value in summary.items() if key != "documents"})
+    counts.check_balance(total["read"], total["kept"], total["stages"])
+    return total
+
+
+def check_readable(summaries: list[dict], max_unreadable: float) -> None:
+    """Compares unreadable records with all records.
+
+    Raises:
+        TooMuchUnreadable: they are more than `max_unreadable` of them; the message lists the first.
+    """
     documents = sum(summary["documents"] for summary in summaries)
     unreadable = sum(summary["unreadable"] for summary in summaries)
     if unreadable <= max_unreadable * documents:
         return
-    shutil.rmtree(plan.work)  # files may be repaired without changing their size: read them again next time
     problems = [problem for summary in summaries for problem in summary["problems"]]
     listed = "".join(f"\n  {problem}" for problem in problems[:PROBLEMS])
     more = f"\n  and {unreadable - PROBLEMS:,} more" if unreadable > PROBLEMS else ""
-    raise RunError(
+    raise TooMuchUnreadable(
         f"{unreadable:,} of {documents:,} records are unreadable; Recipe.max_unreadable is {max_unreadable:g}; "
         f"repair them, name other fields (Fields.text) or raise the limit:{listed}{more}"
     )

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pretrain.curate.documents import DOCUMENTS, REJECTED, Unreadable, document_id
+from pretrain.curate import counts
+from pretrain.curate.documents import DOCUMENTS, REJECTED, UNREADABLE, Unreadable, document_id
 from pretrain.curate.formats import read_file
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields
 from pretrain.curate.split import split_of
 
 READ = "read"  # the name under which readers reject
+PROBLEMS = 20  # unreadable records told about, a batch and a run
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 4_096, 8 << 20
 
 
@@ -39,12 +41,30 @@ def read_batches(
         yield _table(rows), unreadable
 
 
+def read_counted(
+    files: list[InputFile], fields: Fields, validation_fraction: float
+) -> Iterator[tuple[pa.Table, pa.Table, dict]]:
+    """As `read_batches`: documents, rows of schema `REJECTED`, and what is counted of them, to be added up.
+
+    "documents" and "unreadable" are numbers of records, "read" is {source: {"documents", "bytes"}}, "problems" says
+    in words what is unreadable, of the first few.
+    """
+    for documents, unreadable in read_batches(files, fields, validation_fraction):
+        read = counts.of_documents(documents)
+        for item in unreadable:
+            counts.add(read, {item.source: {"documents": 1, "bytes": item.size}})
+        damaged = [f"{item.origin}: {item.problem}" for item in unreadable if item.rule == UNREADABLE]
+        records = documents.num_rows + len(unreadable)
+        counted = {"documents": records, "read": read, "unreadable": len(damaged), "problems": damaged[:PROBLEMS]}
+        yield documents, _unreadable_rows(unreadable), counted
+
+
 def _table(rows: list[tuple]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(DOCUMENTS)
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, DOCUMENTS, strict=True)], DOCUMENTS)
 
 
-def unreadable_rows(unreadable: list[Unreadable]) -> pa.Table:
+def _unreadable_rows(unreadable: list[Unreadable]) -> pa.Table:
     """Rows of schema `REJECTED` for what no document was made of."""
     rows = [
         {

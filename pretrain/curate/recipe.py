@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,23 +11,27 @@ import gin
 import pyarrow as pa
 
 from pretrain.core import storage
+from pretrain.core.console import say
 from pretrain.core.errors import UserError, check
-from pretrain.curate import datasheet, engine
+from pretrain.curate import beam_engine, datasheet, workspace
+from pretrain.curate import engine as local_engine
+from pretrain.curate.engine import TooMuchUnreadable
 from pretrain.curate.exact_dedup import ExactDedup
 from pretrain.curate.formats import NOT_PATHS, PYTHON, find_inputs, split_format
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields
 from pretrain.curate.reading import read_batches
 from pretrain.curate.rules import TextRules
-from pretrain.curate.shards import shard_name, split_phases
+from pretrain.curate.shards import split_phases
 from pretrain.curate.stages import FittedStage, KeyedStage, MapStage, Stage
 from pretrain.curate.tasks import Plan
+from pretrain.curate.workspace import COMPLETE, Workspace
 
-FORMAT_VERSION = 1  # part of the fingerprint: raise it when the same recipe gives another output
-SHARD_BYTES = 64 << 20  # of text a shard, about
+ENGINES = ("local", "beam")
+PARTS = 256  # shards and reading tasks, about, of inputs between MIN_PART_BYTES * PARTS and MAX_PART_BYTES * PARTS
+MIN_PART_BYTES, MAX_PART_BYTES = 16 << 20, 256 << 20
 MIN_SHARDS = 4
 UNCOMPRESSED_SPILL_BYTES = 2 << 30  # less input than this is spilled as it is: the page cache holds it
-COMPLETE = "complete.json"
 
 
 @gin.configurable(module="pretrain.curate")
@@ -46,7 +48,8 @@ class Recipe:
         validation_fraction: of documents (of groups, where records have one) that go to the validation split.
         max_unreadable: fraction of records that may be unreadable before the run fails.
         fields: which fields of a record hold what.
-        shards: number of output shards; None chooses by the input's size. A shard has to fit in memory.
+        shards: number of output shards; None chooses by the input's size (16 to 256 MB of text each). A worker holds
+            one at a time, as Arrow tables.
     """
 
     input: str | Sequence[str] | Mapping[str, str | Sequence[str]] = PYTHON
@@ -101,7 +104,15 @@ class Recipe:
         }
 
 
-def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = None, config_text: str = "") -> dict:
+def curate(
+    recipe: Recipe,
+    output: os.PathLike | str,
+    *,
+    workers: int | None = None,
+    config_text: str = "",
+    engine: str = "local",
+    beam_options: Sequence[str] = (),
+) -> dict:
     """Curates a corpus into `output`; returns at once where this recipe's result already is.
 
     Workers are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
@@ -109,41 +120,80 @@ def curate(recipe: Recipe, output: os.PathLike | str, *, workers: int | None = N
     Args:
         recipe: what to do.
         output: folder for documents/, rejected/, edits/, datasheet.* and, last, complete.json; local or remote.
-        workers: processes; None for one a core.
+        workers: processes of the local engine; None for one a core.
         config_text: the configuration as the user gave it, for the datasheet.
+        engine: "local", or "beam" for a runner that `beam_options` name.
+        beam_options: pipeline options of Beam, e.g. ["--runner=DataflowRunner", "--project=…"].
 
     Returns:
         The datasheet, as in `output`/datasheet.json.
 
     Raises:
-        UserError: no input, or `output` holds something else.
+        UserError: no input, `output` holds something else, or another run is writing there.
         RunError: too much of the input is unreadable, or the work failed.
     """
+    check(engine in ENGINES, f"--engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     _check_apart(recipe, output)
     files, ignored = recipe.files()
-    settings = recipe.resolved()
-    fingerprint = storage.fingerprint([FORMAT_VERSION, settings, [list(file) for file in files]])
-    output = storage.Path(output)
-    if (output / COMPLETE).exists():
-        if storage.read_json(output / COMPLETE).get("fingerprint") != fingerprint:
-            raise UserError(
-                f"{output} holds the result of another recipe or input; give another output folder or delete this one"
-            )
+    if ignored:
+        listed = ", ".join(f"{number:,} {extension}" for extension, number in sorted(ignored.items()))
+        say(f"curate: files that no reader knows are left out: {listed}")
+    output, settings = storage.Path(output), recipe.resolved()
+    fingerprint = workspace.fingerprint(settings, files, recipe.stages)
+    if _is_finished(output, fingerprint):
         return storage.read_json(output / "datasheet.json")
-    expected_bytes = sum(file.expected_bytes for file in files)
-    shards = recipe.shards or max(MIN_SHARDS, -(-expected_bytes // SHARD_BYTES))
-    work = _work_folder(output, fingerprint)
-    stages = tuple(_fitted(stage, recipe) for stage in recipe.stages)
-    fields, fraction = recipe.fields, recipe.validation_fraction
-    codec = "lz4" if expected_bytes > UNCOMPRESSED_SPILL_BYTES else None
-    plan = Plan(work, os.fspath(output), shards, fields, fraction, split_phases(stages), codec)
-    totals = engine.run(plan, files, recipe.max_unreadable, workers)
-    sheet = datasheet.make(totals, settings, files, ignored, config_text, fingerprint)
-    _remove_leftovers(output, shards)
-    datasheet.write(sheet, output)
-    shutil.rmtree(work)
-    storage.write_json(output / COMPLETE, {"fingerprint": fingerprint, "shards": shards, "recipe": settings})
+    with Workspace(output, fingerprint, files, is_shared=engine == "beam") as space:
+        if _is_finished(output, fingerprint):  # by another run, before this one had the lock
+            return storage.read_json(output / "datasheet.json")
+        plan = _plan(recipe, output, space.folder, sum(file.expected_bytes for file in files))
+        try:
+            if engine == "beam":
+                totals = beam_engine.run(plan, files, recipe.max_unreadable, beam_options)
+            else:
+                totals = local_engine.run(plan, files, recipe.max_unreadable, workers)
+        except TooMuchUnreadable:
+            space.remove()  # files may be repaired: read them again next time
+            raise
+        sheet = datasheet.make(totals, settings, files, ignored, config_text, fingerprint)
+        space.clean_output(plan.shards)
+        datasheet.write(sheet, output)
+        space.remove()
+        storage.write_json(output / COMPLETE, {"fingerprint": fingerprint, "shards": plan.shards, "recipe": settings})
+    _warn(recipe, sheet)
     return sheet
+
+
+def _is_finished(output: storage.Path, fingerprint: str) -> bool:
+    if not (output / COMPLETE).exists():
+        return False
+    if storage.read_json(output / COMPLETE).get("fingerprint") == fingerprint:
+        return True
+    raise UserError(
+        f"{output} holds the result of another recipe or input; give another output folder or delete this one"
+    )
+
+
+def _plan(recipe: Recipe, output: storage.Path, work: str, expected_bytes: int) -> Plan:
+    part = min(max(expected_bytes // PARTS, MIN_PART_BYTES), MAX_PART_BYTES)
+    return Plan(
+        work=work,
+        output=os.fspath(output),
+        shards=recipe.shards or max(MIN_SHARDS, -(-expected_bytes // part)),
+        fields=recipe.fields,
+        validation_fraction=recipe.validation_fraction,
+        phases=split_phases(_fitted(stage, recipe) for stage in recipe.stages),
+        read_bytes=part,
+        spill_codec="lz4" if expected_bytes > UNCOMPRESSED_SPILL_BYTES else None,
+    )
+
+
+def _warn(recipe: Recipe, sheet: dict) -> None:
+    """Says what is likely a mistake, though it is what the recipe asks for."""
+    total = sheet["total"]
+    if recipe.validation_fraction > 0 and not total["validation"]["documents"]:
+        say("curate: warning: no document is in the validation split; raise Recipe.validation_fraction")
+    if not total["kept"]["documents"]:
+        say("curate: warning: no document was kept; datasheet.html shows which rules dropped them")
 
 
 def _check_apart(recipe: Recipe, output: os.PathLike | str) -> None:
@@ -172,28 +222,6 @@ def _reference(pattern: str, recipe: Recipe) -> Iterator[pa.RecordBatch]:
     """The documents of a reference corpus, a batch at a time."""
     files, _ = find_inputs(pattern, "reference")
     return (batch for table, _ in read_batches(files, recipe.fields, 0.0) for batch in table.to_batches())
-
-
-def _work_folder(output: storage.Path, fingerprint: str) -> str:
-    """Where spills go: inside a local output, in the machine's temporary folder for a remote one."""
-    if storage.is_remote(output):
-        return os.path.join(tempfile.gettempdir(), f"pretrain-{os.getuid()}", f"curate-{fingerprint}")
-    for other in output.glob(".work-*"):
-        if other.name != f".work-{fingerprint}":
-            shutil.rmtree(other)
-    return os.fspath(output / f".work-{fingerprint}")
-
-
-def _remove_leftovers(output: storage.Path, shards: int) -> None:
-    """Removes what an interrupted run left: half-written files, and shards of a run with another number of them."""
-    names = {shard_name(shard, shards) for shard in range(shards)}
-    for folder in ("documents", "rejected", "edits"):
-        for path in (output / folder).iterdir():
-            if path.name not in names and re.match(r"\.?\d{5}-of-\d{5}\.parquet", path.name):
-                path.unlink()
-    for path in output.glob(".*"):
-        if re.match(r"\.(datasheet|complete)\.", path.name):
-            path.unlink()
 
 
 def _plain(value: Any) -> Any:

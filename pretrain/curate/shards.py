@@ -210,10 +210,12 @@ def _keys(column: pa.ChunkedArray) -> np.ndarray:
     return flat.astype(np.uint64).reshape(-1, 2)
 
 
-def decide(stage: KeyedStage, groups: list[pa.Table], shards: int) -> tuple[pa.Table, np.ndarray]:
-    """A keyed stage's decisions, of the groups of all partitions in order, and the shard of each."""
-    decisions = stage.decide_all(pa.concat_tables(groups))
-    return decisions, shards_of(decisions["id"], shards)
+def decide(stage: KeyedStage, groups: list[pa.Table], shards: int) -> tuple[pa.Table, np.ndarray, dict[str, str]]:
+    """A keyed stage's decisions, of the groups of all partitions in order, the shard of each, and its reports."""
+    everything = pa.concat_tables(groups)
+    decisions = stage.decide_all(everything)
+    reports = stage.report(everything) if hasattr(stage, "report") else {}
+    return decisions, shards_of(decisions["id"], shards), reports
 
 
 def finish(shard: Shard) -> tuple[dict[str, pa.Buffer], dict[str, Any]]:

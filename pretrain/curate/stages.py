@@ -8,7 +8,7 @@ There are three kinds:
 *keyed* compares documents: exact and near duplicates, repeated lines, n-grams shared with a benchmark. `key` gives
 small evidence rows, any number for a document; rows of one key meet in `group`, which keeps what matters (duplicates,
 edges, hits); `decide` sees all that is left at once (connected components, counts) and decides.
-*fitted* learns from a reference corpus first, and then is a map stage: quality, perplexity.
+*fitted* learns from a reference corpus first, and then is a map or keyed stage: quality, perplexity.
 
 A stage is a frozen gin-configurable dataclass, so it can be sent to a worker and put into a fingerprint.
 """
@@ -60,7 +60,11 @@ class MapStage(Protocol):
 
 @runtime_checkable
 class KeyedStage(Protocol):
-    """Decides about documents by comparing them. Evidence must not hold whole texts."""
+    """Decides about documents by comparing them. Evidence must not hold whole texts.
+
+    A stage may also have `report(groups) -> {file name: text}`, called with what `decide_all` is called with; the files
+    are written into the output folder.
+    """
 
     name: str
 
@@ -86,7 +90,9 @@ class FittedStage(Protocol):
     name: str
     reference: str | Mapping[str, str]
 
-    def fit(self, reference: Iterable[pa.RecordBatch] | Mapping[str, Iterable[pa.RecordBatch]]) -> MapStage:
+    def fit(
+        self, reference: Iterable[pa.RecordBatch] | Mapping[str, Iterable[pa.RecordBatch]]
+    ) -> "MapStage | KeyedStage":
         """The fitted stage, of the same name; it is sent to the workers, so it holds plain values and arrays."""
 
 

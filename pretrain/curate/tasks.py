@@ -9,10 +9,10 @@ import os
 
 from pretrain.core import storage
 from pretrain.curate import counts, spill
-from pretrain.curate.documents import DOCUMENTS, REJECTED, UNREADABLE
+from pretrain.curate.documents import DOCUMENTS, REJECTED
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields
-from pretrain.curate.reading import read_batches, unreadable_rows
+from pretrain.curate.reading import PROBLEMS, read_counted
 from pretrain.curate.shards import (
     FOLDERS,
     Phase,
@@ -28,8 +28,6 @@ from pretrain.curate.shards import (
 )
 from pretrain.curate.stages import DECISIONS
 
-PROBLEMS = 20  # unreadable records told about, a task
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -39,6 +37,7 @@ class Plan:
         work: local folder for spills and results.
         output: where the corpus goes, local or remote.
         phases: the recipe's stages; only the last has no keyed stage.
+        read_bytes: of files that are read in one task, about.
         spill_codec: compression of spills, "lz4" or None.
     """
 
@@ -48,6 +47,7 @@ class Plan:
     fields: Fields
     validation_fraction: float
     phases: tuple[Phase, ...]
+    read_bytes: int = 16 << 20
     spill_codec: str | None = "lz4"
 
     def path(self, *parts: object) -> str:
@@ -57,24 +57,15 @@ class Plan:
 
 def read_task(plan: Plan, files: list[InputFile], index: int) -> dict:
     """Reads files into a spill of documents and one of unreadable records, divided by shard."""
-    summary = {"documents": 0, "read": {}, "unreadable": 0, "problems": []}
+    summary: dict = {"documents": 0, "read": {}, "unreadable": 0, "problems": []}
     documents_spill = spill.PartWriter(plan.path("read", f"{index}.documents"), DOCUMENTS, plan.spill_codec)
     rejected_spill = spill.PartWriter(plan.path("read", f"{index}.rejected"), REJECTED, plan.spill_codec)
     with documents_spill, rejected_spill:
-        for documents, unreadable in read_batches(files, plan.fields, plan.validation_fraction):
+        for documents, rejected, counted in read_counted(files, plan.fields, plan.validation_fraction):
             documents_spill.write(documents, shards_of(documents["id"], plan.shards))
-            counts.add(summary["read"], counts.of_documents(documents))
-            summary["documents"] += documents.num_rows + len(unreadable)
-            if unreadable:
-                rejected = unreadable_rows(unreadable)
-                rejected_spill.write(rejected, shards_of(rejected["id"], plan.shards))
-                for item in unreadable:
-                    counts.add(summary["read"], {item.source: {"documents": 1, "bytes": item.size}})
-                damaged = [item for item in unreadable if item.rule == UNREADABLE]
-                summary["unreadable"] += len(damaged)
-                room = PROBLEMS - len(summary["problems"])
-                summary["problems"] += [f"{item.origin}: {item.problem}" for item in damaged[:room]]
-    return summary
+            rejected_spill.write(rejected, shards_of(rejected["id"], plan.shards))
+            counts.add(summary, counted)
+    return summary | {"problems": summary["problems"][:PROBLEMS]}
 
 
 def shard_task(plan: Plan, number: int, shard: int, readers: int) -> dict:
@@ -95,8 +86,7 @@ def shard_task(plan: Plan, number: int, shard: int, readers: int) -> dict:
     summary["stages"].update(counted)
     if phase.keyed is None:
         files, finished = finish(tables)
-        for folder, content in files.items():
-            storage.write_bytes(storage.Path(plan.output) / folder / shard_name(shard, plan.shards), content)
+        write_shard(plan, shard, files)
         return summary | finished
     rows, partitions = evidence(phase.keyed, tables.documents, plan.shards)
     with spill.PartWriter(plan.path(number, f"{shard}.evidence"), rows.schema, plan.spill_codec) as writer:
@@ -104,6 +94,12 @@ def shard_task(plan: Plan, number: int, shard: int, readers: int) -> dict:
     for name, table in zip(FOLDERS, tables, strict=True):
         spill.write_table(plan.path(number, f"{shard}.{name}"), table, plan.spill_codec)
     return summary
+
+
+def write_shard(plan: Plan, shard: int, files: dict) -> None:
+    """Writes a finished shard's files, given by folder."""
+    for folder, content in files.items():
+        storage.write_bytes(storage.Path(plan.output) / folder / shard_name(shard, plan.shards), content)
 
 
 def group_task(plan: Plan, number: int, partition: int) -> dict:
@@ -118,7 +114,10 @@ def group_task(plan: Plan, number: int, partition: int) -> dict:
 def decide_task(plan: Plan, number: int) -> dict:
     """Lets a keyed stage decide on everything its groups found, and divides the decisions by shard."""
     groups = [spill.read_table(plan.path(number, f"{partition}.groups")) for partition in range(plan.shards)]
-    decisions, shards = decide(plan.phases[number].keyed, groups, plan.shards)
+    stage = plan.phases[number].keyed
+    decisions, shards, reports = decide(stage, groups, plan.shards)
     with spill.PartWriter(plan.path(number, "decisions"), DECISIONS, plan.spill_codec) as writer:
         writer.write(decisions, shards)
+    for name, text in reports.items():
+        storage.write_text(storage.Path(plan.output) / name, text)
     return {"documents": decisions.num_rows}

@@ -123,7 +123,7 @@ def test_shuffled_lines_give_the_same_documents(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_skipped_and_another_recipe_refused(corpus, monkeypatch):
     first = curate(Recipe(input="corpus"), corpus / "out", workers=1)
-    monkeypatch.setattr(recipe.engine, "run", None)  # would raise
+    monkeypatch.setattr(recipe.local_engine, "run", None)  # would raise
     assert curate(Recipe(input="corpus"), corpus / "out", workers=2, config_text="other words") == first
     for other in (
         Recipe(input="corpus", validation_fraction=0.1),

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pretrain.curate.stages import DECISIONS, rejections, replacements
+from pretrain.curate.stages import DECISIONS, rejections, replacements, tags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,9 @@ class DropRepeatedLines:
     def decide_all(self, groups: pa.Table) -> pa.Table:
         return replacements(groups["id"], "line", groups["start"], groups["end"])
 
+    def report(self, groups: pa.Table) -> dict[str, str]:
+        return {"lines.txt": f"{groups.num_rows} lines"}
+
 
 @dataclasses.dataclass(frozen=True)
 class LongerThanReference:
@@ -82,3 +85,15 @@ class MaxBytes:
         is_longer = pc.greater(length, self.limit)
         values = pc.cast(length.filter(is_longer), pa.float64())
         return rejections(documents["id"].filter(is_longer), "longer", values, float(self.limit))
+
+
+@dataclasses.dataclass(frozen=True)
+class TagLength:
+    """Map stage that tags."""
+
+    name: str = "tag_length"
+
+    def decide(self, documents: pa.RecordBatch) -> pa.Table:
+        length = pc.cast(pc.utf8_length(documents["text"]), pa.float64())
+        parity = pc.if_else(pc.equal(pc.bit_wise_and(pc.utf8_length(documents["text"]), 1), 1), "odd", "even")
+        return pa.concat_tables([tags(documents["id"], "length", length), tags(documents["id"], "parity", parity)])
