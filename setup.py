@@ -64,7 +64,11 @@ setup(
         "pretrain.gin_configs": "gin_configs",
         "pretrain.data_recipes": "data_recipes",
     },
-    package_data={"pretrain.gin_configs": ["**/*.gin"], "pretrain.data_recipes": ["**/*.gin"]},
+    package_data={
+        "pretrain.curate": ["wordlists/*.txt"],
+        "pretrain.gin_configs": ["**/*.gin"],
+        "pretrain.data_recipes": ["**/*.gin"],
+    },
     install_requires=CORE,
     extras_require={
         "data": DATA,
