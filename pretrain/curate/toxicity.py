@@ -22,7 +22,6 @@ from pretrain.curate.fasttext_models import ABOVE, Classifier
 from pretrain.curate.judgement import DIGITS, DROP, check_action, check_fraction, judged, languages
 
 TOXIC, CLEAN = "toxic", "clean"
-APART = r"[^\pL\pN_]"  # for RE2, whose \b knows ASCII only
 FOLDER = importlib.resources.files("pretrain.curate") / "wordlists"
 
 
@@ -78,9 +77,14 @@ def word_pattern(language: str, path: str = "") -> tuple[str, re.Pattern]:
     """
     words = word_list(language, path)
     roots = [(re.escape(word.removesuffix("*")), word.endswith("*")) for word in words]
-    prefilter = "|".join(root if is_open else rf"{root}(?:{APART}|$)" for root, is_open in roots)
+    prefilter = "|".join(_edge(root[0]) + root + ("" if is_open else _edge(root[-1])) for root, is_open in roots)
     whole = "|".join(rf"{root}\w*" if is_open else root for root, is_open in roots)
-    return f"(?i)(?:^|{APART})(?:{prefilter})", re.compile(rf"(?<!\w)(?:{whole})(?!\w)" if words else "")
+    return f"(?i)(?:{prefilter})", re.compile(rf"(?<!\w)(?:{whole})(?!\w)" if words else "")
+
+
+def _edge(character: str) -> str:
+    """The edge of a word for Arrow, which knows letters of ASCII only: too many texts pass rather than too few."""
+    return r"\b" if character.isascii() else ""
 
 
 def word_list(language: str, path: str = "") -> list[str]:
