@@ -25,7 +25,8 @@ from pretrain.core.environment import environment
 from pretrain.core.errors import UserError, check
 from pretrain.core.memory import keep_freed_memory
 from pretrain.core.storage import Path, read_json, write_json, write_text
-from pretrain.curate.recipe import Recipe, curate
+from pretrain.curate.command import run_configured
+from pretrain.curate.recipe import Recipe
 from pretrain.data import tokenizers
 from pretrain.data.cache import CacheConfig, build_cache, read_info
 from pretrain.data.documents import stored_tokens, texts
@@ -130,15 +131,11 @@ class Experiment:
         say(f"report: {self.report()}")
         print(json.dumps(evaluation))
 
-    def curate(self, *, output: str | None = None, workers: int | None = None) -> dict[str, Any]:
-        """Raw text to `corpus/`, or to `output`. Returns the datasheet."""
+    def curate(self, *, output: str | None = None, workers: int | None = None, **options: Any) -> dict[str, Any]:
+        """Raw text to `corpus/`, or to `output`. Returns the datasheet; `options` as in `run_configured`."""
         if output is None:
             self._keep_config()
-        sheet = curate(Recipe(), output or self.data / "corpus", workers=workers, config_text=gin_config.text())
-        say(
-            f"curate: {sheet['total']['kept']['documents']:,} of {sheet['total']['read']['documents']:,} documents kept"
-        )
-        return sheet
+        return run_configured(output or self.data / "corpus", workers=workers, **options)
 
     def cache(self, *, workers: int | None = None) -> dict[str, Any]:
         """Documents to tokens in `cache/`. Returns its description."""

@@ -15,6 +15,7 @@ from pretrain.core.console import say
 from pretrain.core.errors import UserError, check
 from pretrain.curate import beam_engine, datasheet, workspace
 from pretrain.curate import engine as local_engine
+from pretrain.curate.decontaminate import Decontaminate
 from pretrain.curate.engine import TooMuchUnreadable
 from pretrain.curate.exact_dedup import ExactDedup
 from pretrain.curate.formats import NOT_PATHS, PYTHON, find_inputs, split_format
@@ -93,6 +94,19 @@ class Recipe:
         by_source = self.input if isinstance(self.input, Mapping) else {self.source: self.input}
         pairs = [(source, [given] if isinstance(given, str) else given) for source, given in by_source.items()]
         return [(source, pattern) for source, patterns in pairs for pattern in patterns]
+
+    def decontaminated(self, against: str) -> "Recipe":
+        """This recipe with the benchmarks `against` (a glob) looked for: in its `Decontaminate` stage, or in one more.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        is_there = any(isinstance(stage, Decontaminate) for stage in self.stages)
+        stages = [
+            dataclasses.replace(stage, against=against) if isinstance(stage, Decontaminate) else stage
+            for stage in self.stages
+        ]
+        return dataclasses.replace(self, stages=stages if is_there else [*stages, Decontaminate(against=against)])
 
     def resolved(self) -> dict[str, Any]:
         """Every setting as plain JSON values."""
