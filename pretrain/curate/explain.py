@@ -82,7 +82,8 @@ def _story(row: dict[str, Any], stages: list[str], edits: list[dict]) -> Iterato
                 verdict += f" against {row['threshold']:g}"
             yield f"  {stage}: {verdict}"
         elif changes:
-            yield f"  {stage}: passed with {len(changes)} edit{'s' * (len(changes) > 1)}, {sum(edit['bytes'] for edit in changes):,} bytes less"
+            taken, s = sum(edit["bytes"] for edit in changes), "s" * (len(changes) > 1)
+            yield f"  {stage}: passed with {len(changes)} edit{s}, {taken:,} bytes less"
             for edit in changes[:LISTED]:
                 span = edit["span"]
                 yield f"    {edit['rule']}: characters {span['start']} to {span['end']}, {edit['bytes']:,} bytes less"

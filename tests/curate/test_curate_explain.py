@@ -42,7 +42,7 @@ def test_a_kept_document_with_edits_and_tags(output):
     assert lines[3] == "    email: characters 86 to 94, 1 bytes less"
     assert lines[5:8] == ["  tag_length: passed", "  text_rules: passed", "  exact_dedup: passed"]
     assert lines[8].startswith("kept in documents/0000") and "split " in lines[8]
-    assert "  url: https://x.org/a" in lines and "  parity: odd" in lines
+    assert "  url: https://x.org/a" in lines and "  parity: even" in lines
     assert lines[-1].startswith("  The quick brown fox")
 
 
