@@ -103,7 +103,7 @@ def make_loader(
     config = LoaderConfig(num_workers, num_threads, prefetch)
     sources = open_sources(cache_dir, split, objective, sequence_length, seed)
     if epochs is not None:
-        mixture = MixtureConfig(epochs=dict.fromkeys(sources.plans, epochs), stop="all")
+        mixture = MixtureConfig.whole_epochs(dict.fromkeys(sources.plans, epochs))
     mixture = mixture or MixtureConfig()
     about = [PLAN_VERSION, sources.info["fingerprint"], split, describe(objective), sources.lengths.capacity]
     base = storage.fingerprint([*about, batch_size, seed, mixture.stop, mixture.epochs])

@@ -73,6 +73,11 @@ class MixtureConfig:
             f"MixtureConfig.schedule begins its phases at {starts}: give rising fractions between 0 and 1",
         )
 
+    @classmethod
+    def whole_epochs(cls, epochs: Weights) -> "MixtureConfig":
+        """Every source exactly so often and then the end, whatever gin binds for the training's mixture."""
+        return cls(weights=None, by=None, temperature=None, epochs=epochs, schedule=(), stop="all")
+
     def phases(
         self, costs: Mapping[str, Mapping[str, float]], total_rows: int | None, rates: Weights | None = None
     ) -> list[Phase]:

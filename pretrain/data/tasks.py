@@ -206,7 +206,7 @@ class TaskInput:
         text = [feature for feature in table if feature.is_text]
         return [replace(feature, name="tokens") if [feature] == text else feature for feature in table]
 
-    @property
+    @functools.cached_property
     def _own_features(self) -> list[Feature]:
         """The same by the tasks' names, from their output features and, above rank 1, their first example."""
         tables = {task.name: self._table(task) for task in self._tasks()}
@@ -281,6 +281,7 @@ class TaskInput:
 
     def _table(self, task: Any) -> list[Feature]:
         table = []
+        first = _first_example(task) if any(feature.rank > 1 for feature in task.output_features.values()) else {}
         for name, feature in task.output_features.items():
             dtype = np.dtype(
                 feature.dtype.as_numpy_dtype if hasattr(feature.dtype, "as_numpy_dtype") else feature.dtype
@@ -290,17 +291,17 @@ class TaskInput:
                 table.append(token_feature(tokenizer.vocab_size, name))
                 continue
             check(dtype.kind in "iufb", f"{task.name}: feature {name} is {dtype}; only numbers can be cached")
-            shape = _element_shape(task, name) if feature.rank > 1 else ()
+            shape = tuple(first[name].shape[1:]) if feature.rank > 1 else ()
             wide = dtype.itemsize == 8 or (not shape and dtype.name in ("uint16", "uint32"))
             table.append(Feature(name, "int32" if dtype.kind in "iu" and wide else dtype.name, shape))
         return table
 
 
-def _element_shape(task: Any, name: str) -> tuple[int, ...]:
+def _first_example(task: Any) -> dict[str, np.ndarray]:
     split = next(iter(task.splits))
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False)
     for example in dataset.take(1).as_numpy_iterator():
-        return tuple(example[name].shape[1:])
+        return example
     raise RunError(f"seqio task {task.name} gives no example in split {split}")
 
 

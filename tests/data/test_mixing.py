@@ -1,5 +1,6 @@
 """Mixing: the shares that were asked for, at every moment, from any position."""
 
+import gin
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -192,6 +193,19 @@ def test_a_schedule_begins_at_its_fraction():
 def test_mistakes_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         MixtureConfig(**settings)
+
+
+def test_whole_epochs_are_not_touched_by_what_gin_binds():
+    with gin.unlock_config():
+        gin.bind_parameter("MixtureConfig.weights", {"a": 1})
+        gin.bind_parameter("MixtureConfig.by", "examples")
+    try:
+        assert MixtureConfig().weights == {"a": 1}
+        assert MixtureConfig.whole_epochs({"a": 2, "b": 2}).phases(SIZES, None) == [
+            Phase(0, "tokens", {"a": 0.8, "b": 0.2})
+        ]
+    finally:
+        gin.clear_config()
 
 
 def test_unknown_sources_are_refused():

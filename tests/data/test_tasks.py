@@ -1,5 +1,6 @@
 """seqio: our tasks give what the cache holds, and anyone's tasks become a cache."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -10,7 +11,8 @@ from toy_data import Pair, Plain, corpus_rows, write_corpus
 from pretrain.core.errors import RunError, UserError
 from pretrain.data import tasks, tokenizers
 from pretrain.data.cache import CacheConfig, build_cache
-from pretrain.data.documents import stored_tokens
+from pretrain.data.documents import stored_tokens, texts
+from pretrain.data.inspect import describe_batch
 from pretrain.data.loader import make_loader
 from pretrain.data.mixing import MixtureConfig
 from pretrain.data.records import Shards
@@ -101,8 +103,8 @@ def test_their_mixture_becomes_a_cache(tmp_path):
     assert (train["documents"], train["bytes"]) == (40, sum(map(len, their_tasks.TEXTS["train"])))
     assert (held_out["documents"], held_out["tokens"]) == (2, len("held out") + 2)  # an empty text still has its EOS
     tokenizer = tokenizers.load(tmp_path / "cache" / "tokenizer")
-    texts = sorted(tokenizer.decode(tokens) for tokens in stored_tokens(tmp_path / "cache", "train"))
-    assert texts == sorted(their_tasks.TEXTS["train"] + their_tasks.OTHERS["train"])
+    found = sorted(tokenizer.decode(tokens) for tokens in stored_tokens(tmp_path / "cache", "train"))
+    assert found == sorted(their_tasks.TEXTS["train"] + their_tasks.OTHERS["train"])
 
 
 def test_their_rates_are_the_default(tmp_path):
@@ -159,6 +161,115 @@ def test_pictures_and_readings(tmp_path):
         assert batch["frames"].shape == (2, 8, 2, 2, 3)
         readings += batch["sensors"][batch["sensors_segment_ids"] > 0][:, 0].tolist()
     assert sorted(readings) == sorted(n + 0.5 for n in range(1, 9) for _ in range(n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recordings(Pair):
+    features = ("number", "video", "depth", "joints", "grip", "force", "clock")
+
+
+def test_every_kind_of_number_comes_back(tmp_path):
+    """Images, video, telemetry: dtype, shape, values and lengths of their own, from the task to the packed batch."""
+    import their_tasks
+
+    info = build("their_recordings", tmp_path)
+    stored = {feature["name"]: (feature["dtype"], feature["shape"]) for feature in info["features"]}
+    assert stored == {
+        "number": ("int32", []), "video": ("uint8", [2, 3, 3]), "depth": ("uint16", [2, 2]), "joints": ("float32", [5]),
+        "grip": ("bool", []), "force": ("float16", []), "clock": ("int32", []),
+    }  # fmt: skip
+    originals = {int(each["number"][0]): each for each in their_tasks.recordings("train").as_numpy_iterator()}
+    options = {"split": "train", "objective": Recordings(), "batch_size": 2, "sequence_length": 48, "seed": 0}
+    loader, seen = make_loader(tmp_path / "cache", epochs=1, **options), []
+    for step in range(loader.num_batches):
+        batch = loader.batch(step)
+        assert batch["video"].shape == (2, 48, 2, 3, 3) and batch["depth"].shape == (2, 48, 2, 2)
+        for row in range(2):
+            for segment in range(1, batch["number_segment_ids"][row].max() + 1):
+                found = {name: batch[name][row][batch[f"{name}_segment_ids"][row] == segment] for name in stored}
+                seen.append(int(found["number"][0]))
+                for name, array in originals[seen[-1]].items():
+                    np.testing.assert_array_equal(found[name], array, err_msg=name)
+                    wide = np.dtype(stored[name][0]).kind in "iu" and found[name].itemsize > 1
+                    assert found[name].dtype == ("int32" if wide else stored[name][0])
+    assert sorted(seen) == list(range(1, 13))
+    shown = describe_batch(loader, 0, rows=2)
+    assert "video: [" in shown and "joints: [" in shown
+
+
+def test_text_that_came_as_tokens_is_counted_in_bytes(tmp_path):
+    info = build("untokenized", tmp_path)
+    entry = info["sources"]["untokenized"]["train"]
+    assert (entry["tokens"], entry["bytes"]) == (6, len("ab") + len("é".encode()))
+    assert sorted(texts(tmp_path / "cache", tmp_path / "none", "train")) == ["ab", "é"]
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """A TFDS data set on disk, made here: texts, pictures of any height, paths of any length."""
+    import tensorflow_datasets as tfds
+
+    def example(n):
+        picture, path = np.full((n % 3 + 1, 4, 3), n, np.uint8), np.full((n, 2), n / 2, np.float32)
+        return {"text": f"document {n} " + "é" * n, "picture": picture, "path": path}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny_scenes", version="1.0.0", data_dir=folder, disable_shuffling=True,
+        features=tfds.features.FeaturesDict({
+            "text": tfds.features.Text(), "picture": tfds.features.Image(shape=(None, 4, 3)),
+            "path": tfds.features.Tensor(shape=(None, 2), dtype=np.float32),
+        }),
+        split_datasets={"train": [(n, example(n)) for n in range(20)], "validation": [(0, example(30))]},
+    )  # fmt: skip
+    return folder
+
+
+def add_tfds_task(name: str, folder, steps, features) -> None:
+    seqio.TaskRegistry.remove(name)
+    source = seqio.TfdsDataSource("tiny_scenes:1.0.0", tfds_data_dir=str(folder))
+    seqio.TaskRegistry.add(name, source, preprocessors=steps, output_features=features)
+
+
+def test_tfds_texts_become_a_cache(tmp_path, tfds_dir):
+    import their_tasks
+
+    add_tfds_task("scenes_text", tfds_dir, their_tasks.TEXT_STEPS, {"targets": their_tasks.BYTES})
+    info = build("scenes_text", tmp_path)
+    expected = [f"document {n} " + "é" * n for n in range(20)]
+    assert sorted(texts(tmp_path / "cache", tmp_path, "train")) == sorted(expected)
+    assert list(texts(tmp_path / "cache", tmp_path, "validation")) == ["document 30 " + "é" * 30]
+    entry = info["sources"]["scenes_text"]["train"]
+    assert (entry["documents"], entry["bytes"]) == (20, sum(len(text.encode()) for text in expected))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes(Pair):
+    features = ("picture", "path")
+
+
+def test_tfds_pictures_and_paths_become_a_cache(tmp_path, tfds_dir):
+    import their_tasks
+
+    features = {"picture": their_tasks.numbers(np.uint8, 3), "path": their_tasks.numbers(np.float32, 2)}
+    add_tfds_task("scenes", tfds_dir, [], features)
+    info = build("scenes", tmp_path)
+    assert info["features"] == [
+        {"name": "path", "dtype": "float32", "shape": [2]}, {"name": "picture", "dtype": "uint8", "shape": [4, 3]},
+    ]  # fmt: skip
+    options = {"split": "train", "objective": Scenes(), "batch_size": 2, "sequence_length": 24, "seed": 0}
+    loader, seen = make_loader(tmp_path / "cache", epochs=1, **options), {}
+    for step in range(loader.num_batches):
+        batch = loader.batch(step)
+        for row in range(2):
+            for segment in range(1, batch["picture_segment_ids"][row].max() + 1):
+                picture, path = (
+                    batch[name][row][batch[f"{name}_segment_ids"][row] == segment] for name in ("picture", "path")
+                )
+                n = int(picture[0, 0, 0])
+                seen[n] = picture.shape, path.shape
+                assert (picture == n).all() and (path == n / 2).all()
+    assert seen == {n: ((n % 3 + 1, 4, 3), (n, 2)) for n in range(20)}
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,47 @@ def broken(split, shuffle_files=False, seed=None):
 
 
 add("their_broken", broken, [], {"targets": BYTES})
+
+
+def recordings(split, shuffle_files=False, seed=None):
+    """Every kind of number that a recording may hold, each with a length of its own."""
+
+    def episodes():
+        for n in range(1, 13):
+            rng = np.random.default_rng(n)
+            yield {
+                "number": np.array([n], np.int64),
+                "video": rng.integers(0, 256, (n % 4, 2, 3, 3)).astype(np.uint8),
+                "depth": rng.integers(0, 65536, (n % 3 + 1, 2, 2)).astype(np.uint16),
+                "joints": rng.normal(size=(2 * n, 5)).astype(np.float32),
+                "grip": rng.random(n) < 0.5,
+                "force": np.array([np.nan, -0.0, np.inf, *rng.normal(size=n)]).astype(np.float16),
+                "clock": rng.integers(0, 65536, n).astype(np.uint16),
+            }
+
+    first = next(episodes())
+    shapes = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype) for name, array in first.items()}
+    return tf.data.Dataset.from_generator(episodes, output_signature=shapes)
+
+
+def numbers(dtype, rank=1):
+    return seqio.Feature(seqio.PassThroughVocabulary(size=1), add_eos=False, dtype=dtype, rank=rank)
+
+
+RECORDING = {
+    "number": numbers(tf.int64),
+    "video": numbers(tf.uint8, 4),
+    "depth": numbers(tf.uint16, 3),
+    "joints": numbers(tf.float32, 2),
+    "grip": numbers(tf.bool),
+    "force": numbers(tf.float16),
+    "clock": numbers(tf.uint16),
+}
+add("their_recordings", recordings, [], RECORDING)
+
+
+def token_rows(split, shuffle_files=False, seed=None):
+    return tf.data.Dataset.from_tensor_slices({"targets": [[100, 101, 1], [0xC3 + 3, 0xA9 + 3, 1]]})
+
+
+add("untokenized", token_rows, [], {"targets": BYTES})
