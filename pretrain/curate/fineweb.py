@@ -54,7 +54,7 @@ class FineWebQuality:
         is_punctuated = to_numpy(pc.is_in(last, pa.array(list(marks.TERMINAL), pa.large_string())))
         checks.at_least(self, "min_punctuated_lines", split.total(is_punctuated) / at_least_one)
         checks.at_most(self, "max_short_lines", split.total(lengths <= self.short_line) / at_least_one)
-        line_feeds = to_numpy(pc.count_substring(texts, "\n"))
+        line_feeds = to_numpy(pc.count_substring_regex(texts, "\n"))
         characters = np.maximum(to_numpy(pc.utf8_length(texts)) - line_feeds, 1)
         checks.at_most(self, "max_repeated_line_characters", split.total(split.repeated() * lengths) / characters)
         left = np.flatnonzero(~checks.is_broken)

@@ -3,7 +3,8 @@
 Words are what spaCy's English tokenizer makes of a text, which is what the filters' thresholds were set on: runs of
 characters between white space, with punctuation taken off both ends, cut at a few marks inside, and the strings of
 `english` treated as they are there (see `word_cuts`). The different runs of a batch are few, so each is cut once.
-Two words are the same if their ids are, and ids come from a dictionary: no hash decides anything.
+Two words are the same if their ids are, and ids come from a dictionary, not from a hash. The words of the last batch
+are remembered, since one filter after another asks for those of the documents that the filter before it left.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from pretrain.curate.word_cuts import cut, spans
 
@@ -35,23 +37,41 @@ class Words(NamedTuple):
         """Words of each text, int64."""
         return np.diff(self.starts_D1)
 
+    def take(self, rows: np.ndarray) -> "Words":
+        """The words of some of the texts."""
+        counts = self.counts()[rows]
+        starts = offsets(counts)
+        index_W = np.repeat(self.starts_D1[:-1][rows] - starts[:-1], counts) + np.arange(starts[-1])
+        return Words(self.ids_W[index_W], starts, self.vocabulary)
+
     def total(self, values_V: np.ndarray) -> np.ndarray:
         """Sums over each text's words of a value that each word of the vocabulary has, int64."""
         return np.diff(offsets(values_V[self.ids_W])[self.starts_D1])
 
 
+_last: tuple[dict[bytes, int], Words] = ({}, Words(np.zeros(0, np.int32), np.zeros(1, np.int64), pa.array([""])))
+
+
 def split_words(texts: pa.Array) -> Words:
     """The words of texts (large strings without nulls)."""
+    global _last
+    keys = [xxhash.xxh3_128_digest(text) for text in texts.cast(pa.large_binary()).to_pylist()]
+    rows, words = _last
+    if all(key in rows for key in keys):
+        return words.take(np.array([rows[key] for key in keys], np.int64))
+    words = _split(texts)
+    _last = {key: row for row, key in enumerate(keys)}, words
+    return words
+
+
+def _split(texts: pa.Array) -> Words:
     runs = pc.utf8_split_whitespace(texts)
     starts_D1 = runs.offsets.to_numpy() - runs.offsets[0].as_py()
     encoded = runs.flatten().dictionary_encode()
     pieces, first_R1 = split_runs(encoded.dictionary)
     pieces = pieces.dictionary_encode()
-    runs_N = encoded.indices.to_numpy()
-    counts_N = np.diff(first_R1)[runs_N]
-    starts_N1 = offsets(counts_N)
-    index_W = np.repeat(first_R1[runs_N] - starts_N1[:-1], counts_N) + np.arange(starts_N1[-1])
-    return Words(pieces.indices.to_numpy()[index_W], starts_N1[starts_D1], pieces.dictionary)
+    cut_runs = Words(pieces.indices.to_numpy(), first_R1, pieces.dictionary).take(encoded.indices.to_numpy())
+    return cut_runs._replace(starts_D1=cut_runs.starts_D1[starts_D1])
 
 
 def split_runs(runs: pa.LargeStringArray) -> tuple[pa.LargeStringArray, np.ndarray]:
