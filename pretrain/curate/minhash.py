@@ -90,7 +90,8 @@ def _groups(texts: Sequence[bytes], ngram: int) -> Iterator[tuple[list[int], lis
 def _pieces(text: bytes, ngram: int) -> Iterator[bytes]:
     """A text in pieces that together have its n-grams: each repeats the last n - 1 words of the one before.
 
-    What is longer than a piece without a space in it is cut.
+    What is longer than a piece without a space in it is cut; a piece of fewer than n words (of 100 kB each) is one
+    n-gram.
     """
     while len(text) > 2 * PIECE_BYTES:
         end = text.find(b" ", PIECE_BYTES, 2 * PIECE_BYTES)

@@ -21,16 +21,14 @@ from pretrain.curate.hashing import KEY_BYTES, from_binary, row_keys, to_binary
 from pretrain.curate.simplify import simplify
 from pretrain.curate.stages import DECISIONS, rejections
 
-LINKS = pa.schema({"id": pa.string(), "better": pa.string(), "score": pa.float64(), "similarity": pa.float64()})
-
 
 @gin.configurable(module="pretrain.curate")
 @dataclasses.dataclass(frozen=True)
 class NearDedup:
     """Keyed stage that keeps the best document of each cluster of near duplicates.
 
-    Rejected documents get the kept one as `duplicate_of` and as value the estimated Jaccard similarity to it, or
-    where the two were not compared, to the most similar member of the cluster.
+    Rejected documents get the kept one as `duplicate_of` and as value the estimated Jaccard similarity to it, which is
+    below the threshold where only a chain of near duplicates joins the two.
 
     Attributes:
         ngram: words in an n-gram; documents with fewer words are one n-gram.
@@ -42,6 +40,8 @@ class NearDedup:
             of it in bytes a document.
         score: number in the metadata by which the best is chosen (higher is better; documents without it come last);
             None: the longest in bytes. Of equals the one with the smallest id.
+        chains: whether a cluster is all that chains of near duplicates join (connected components). False rejects a
+            document only if it is a near duplicate of one that is kept, so that a cluster may keep several.
         seed: chooses the hash functions.
     """
 
@@ -51,6 +51,7 @@ class NearDedup:
     min_similarity: float = 0.75
     verify_bits: int = 384
     score: str | None = None
+    chains: bool = True
     seed: int = 1
     name: str = "near_dedup"
 
@@ -96,55 +97,65 @@ class NearDedup:
         return np.nan_to_num(np.array(given, np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
 
     def group(self, evidence: pa.Table) -> pa.Table:
-        """Links between documents of a band's bucket and a better one (by score, then id) that verify.
+        """The documents of a band's bucket that verify with a better one (by score, then id), and those better ones.
 
         In each bucket the best document is compared with all others and takes those that verify; of what is left the
         best is compared, and so on: one comparison a document where all are alike.
         """
         keys = from_binary(evidence["key"]).view(f"V{KEY_BYTES}")[:, 0]
-        is_new = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
-        bucket = np.cumsum(is_new)
+        bucket = np.cumsum(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
         score = evidence["score"].to_numpy()
-        bits_NW = np.ascontiguousarray(from_binary(evidence["bits"])).view(np.uint64)
-        row = np.lexsort((np.arange(len(keys)), -score, bucket))  # rows come sorted by id within a bucket
-        links = []
-        while len(row):
-            is_best = np.append(True, bucket[row][1:] != bucket[row][:-1])
-            best = row[np.maximum.accumulate(np.where(is_best, np.arange(len(row)), 0))]
-            row, best = row[~is_best], best[~is_best]
-            differing = np.bitwise_count(bits_NW[row] ^ bits_NW[best]).sum(axis=1, dtype=np.int64)
-            similarity = 1 - 2 * differing / self.verify_bits
-            is_linked = similarity >= self.accepted_similarity
-            links.append((row[is_linked], best[is_linked], similarity[is_linked]))
-            row = row[~is_linked]
-        if not links:
-            return LINKS.empty_table()
-        row, best, similarity = (np.concatenate(part) for part in zip(*links, strict=True))
-        columns = [evidence["id"].take(pa.array(row)), evidence["id"].take(pa.array(best)), score[best], similarity]
-        return pa.table(columns, schema=LINKS)
+        order = np.lexsort((np.arange(len(keys)), -score, bucket))  # rows come sorted by id within a bucket
+        row, best = self._compare(bucket, order, evidence["bits"])
+        leaders = np.unique(best)
+        columns = evidence.select(["id", "score", "bits"]).take(pa.array(np.concatenate([row, leaders])))
+        better = pa.concat_arrays([*evidence["id"].take(pa.array(best)).chunks, pa.nulls(len(leaders), pa.string())])
+        return columns.append_column("better", better)
+
+    def _compare(self, bucket: np.ndarray, order: np.ndarray, bits: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (row, better row) that verify; `order` has the rows by bucket, the best of each bucket first."""
+        rows = [np.zeros(0, np.int64)]
+        bests = [np.zeros(0, np.int64)]
+        while len(order):
+            is_best = np.append(True, bucket[order][1:] != bucket[order][:-1])
+            best = order[np.maximum.accumulate(np.where(is_best, np.arange(len(order)), 0))]
+            order, best = order[~is_best], best[~is_best]
+            is_near = similarity(bits, order, best) >= self.accepted_similarity
+            rows.append(order[is_near])
+            bests.append(best[is_near])
+            order = order[~is_near]
+        return np.concatenate(rows), np.concatenate(bests)
 
     def decide_all(self, groups: pa.Table) -> pa.Table:
-        """Rejects all but the best of each connected component of links."""
+        """Rejects all but the best of each connected component, or all that verify with a better one of it."""
         if not groups.num_rows:
             return DECISIONS.empty_table()
-        number = groups.num_rows
-        nodes = pa.chunked_array([*groups["id"].chunks, *groups["better"].chunks]).combine_chunks().dictionary_encode()
-        ids, node = nodes.dictionary, nodes.indices.to_numpy()
-        score = np.full(len(ids), -np.inf)  # of those that are better than another; no other can be the best
-        is_candidate = np.zeros(len(ids), bool)
-        score[node[number:]], is_candidate[node[number:]] = groups["score"].to_numpy(), True
-        table = pa.table({"candidate": is_candidate, "score": score, "id": ids})
-        order = pc.sort_indices(table, [("candidate", "descending"), ("score", "descending"), ("id", "ascending")])
-        kept = best_of_components(node[:number], node[number:], order.to_numpy())
-        # Each link from both of its ends; the one to the kept document first, then by similarity.
-        one, other = node, np.roll(node, number)
-        similarity = np.tile(groups["similarity"].to_numpy(), 2)
-        link = np.lexsort((-similarity, kept[one] != other, one))
-        link = link[np.append(True, one[link][1:] != one[link][:-1])]
-        link = link[kept[one[link]] != one[link]]
-        rejected, kept = pa.array(one[link]), pa.array(kept[one[link]])
-        values = pa.array(similarity[link])
-        return rejections(ids.take(rejected), "near_duplicate", values, self.accepted_similarity, ids.take(kept))
+        is_link = groups["better"].is_valid().to_numpy(zero_copy_only=False)
+        node = groups["id"].combine_chunks().dictionary_encode()
+        ids, node = node.dictionary, node.indices.to_numpy()
+        first = np.unique(node, return_index=True)[1]
+        documents = groups.take(pa.array(first))
+        order = pc.sort_indices(documents, [("score", "descending"), ("id", "ascending")]).to_numpy().astype(int)
+        better = pc.index_in(groups["better"].filter(pa.array(is_link)), value_set=ids).to_numpy()
+        kept = best_of_components(node[is_link], better, order)
+        rejected = np.flatnonzero(kept != np.arange(len(ids)))
+        kept = kept[rejected]
+        if not self.chains:
+            component = np.arange(len(ids))
+            component[rejected] = kept
+            order = order[np.argsort(component[order], kind="stable")]
+            rejected, kept = self._compare(component, order, documents["bits"])
+        values = pa.array(similarity(documents["bits"], rejected, kept))
+        rejected, kept = ids.take(pa.array(rejected)), ids.take(pa.array(kept))
+        return rejections(rejected, "near_duplicate", values, self.accepted_similarity, kept)
+
+
+def similarity(bits: pa.ChunkedArray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Jaccard similarity of pairs of rows, estimated from the share of equal bits, of which half agree by chance."""
+    bits_NB = from_binary(bits)
+    words_NW = np.ascontiguousarray(bits_NB).view(np.uint64)
+    differing = np.bitwise_count(words_NW[one] ^ words_NW[other]).sum(axis=1, dtype=np.int64)
+    return np.maximum(0.0, 1 - 2 * differing / (8 * bits_NB.shape[1]))
 
 
 def best_of_components(one: np.ndarray, other: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -40,7 +40,8 @@ def _simplify_match(match: re.Match) -> str:
 @functools.lru_cache(1 << 16)
 def simplify_run(run: str) -> str:
     """Non-ASCII characters by the rules above, but for what they have in common with ASCII (case, punctuation)."""
-    letters = "".join(map(_simplify_character, unicodedata.normalize("NFKD", run.casefold())))
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", run).casefold())
+    letters = "".join(map(_simplify_character, decomposed))
     return UNSPACED.sub(r" \1 ", letters)
 
 

@@ -147,7 +147,7 @@ def test_the_estimate_is_unbiased_at_any_length(size, jaccard):
 
 
 @settings(deadline=None, max_examples=40)
-@given(TEXTS, st.integers(1, 4), st.sampled_from([4, 16, 1 << 19]))
+@given(TEXTS, st.integers(1, 4), st.sampled_from([16, 24, 1 << 19]))
 def test_signatures_depend_on_the_set_of_ngrams_alone(texts, ngram, piece):
     simplified = [text.encode() for text in texts]
     whole = signatures(simplified, ngram, 24, 1)
@@ -216,17 +216,27 @@ def test_the_best_by_score_stays_and_of_equals_the_smallest_id():
     assert {row["duplicate_of"] for row in decide(NearDedup(score="nothing"), table)} == {"a"}
 
 
-def test_a_chain_is_one_cluster_and_says_the_strongest_link():
+def test_a_chain_is_one_cluster_and_values_are_similarities_to_the_kept_one():
     """Each is near the next, the ends are not near each other: connected components."""
     base = prose(3, 400)
-    links = [changed(base, list(range(0, 24 * step, 6))) for step in range(5)]
-    table = documents([" ".join(parts) for parts in links])
+    table = documents([" ".join(changed(base, list(range(0, 24 * step, 6)))) for step in range(5)])
     rows = decide(NearDedup(), table)
-    assert len(rows) == 4
-    assert len({row["duplicate_of"] for row in rows}) == 1
-    assert all(row["value"] >= row["threshold"] for row in rows)
-    ends = decide(NearDedup(), table.take([0, 4]))
-    assert ends == []
+    assert [row["duplicate_of"] for row in rows] == ["id004"] * 4  # the longest
+    for row in rows:
+        step = int(row["id"][-1])
+        differing = 5 * 4 * (4 - step)
+        assert abs(row["value"] - (396 - differing) / (396 + differing)) < 0.12
+    assert rows[0]["value"] < rows[0]["threshold"] < rows[3]["value"]
+    assert decide(NearDedup(), table.take([0, 4])) == []
+
+
+def test_without_chains_a_document_goes_only_for_one_like_it_that_stays():
+    base = prose(3, 400)
+    table = documents([" ".join(changed(base, list(range(0, 24 * step, 6)))) for step in range(5)])
+    rows = decide(NearDedup(chains=False), table)
+    assert 1 <= len(rows) <= 3
+    kept = set(table["id"].to_pylist()) - {row["id"] for row in rows}
+    assert all(row["duplicate_of"] in kept and row["value"] >= row["threshold"] for row in rows)
 
 
 def test_texts_without_words_are_never_duplicates():
