@@ -6,6 +6,7 @@ from typing import Any
 
 from pretrain.core import config
 from pretrain.core.console import say
+from pretrain.curate import mixture
 from pretrain.curate.recipe import Recipe, curate
 
 
@@ -17,7 +18,7 @@ def run_configured(
     engine: str = "local",
     beam_options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Curates by the recipe that gin holds, and says how much was kept.
+    """Curates by the recipe that gin holds, and says how much was kept and how often each source will be seen.
 
     Args:
         output: folder of the corpus.
@@ -32,4 +33,10 @@ def run_configured(
     sheet = curate(recipe, output, workers=workers, config_text=config.text(), engine=engine, beam_options=beam_options)
     read, kept = sheet["total"]["read"]["documents"], sheet["total"]["kept"]["documents"]
     say(f"curate: {kept:,} of {read:,} documents kept")
+    if len(sheet["mixture"]["shares"]) > 1 or recipe.mixture.tokens:
+        shares = [mixture.Share(**share) for share in sheet["mixture"]["shares"]]
+        for line in mixture.lines(shares):
+            say(f"mixture: {line}")
+    for warning in sheet["mixture"]["warnings"]:
+        say(f"mixture: warning: {warning}")
     return sheet

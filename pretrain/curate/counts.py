@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from pretrain.core.errors import RunError
 from pretrain.curate.documents import text_bytes
 
+DOMAINS = 200  # of each source, a shard
+
 
 def add(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """Adds the numbers and lists of `part` to those of `total`, at every depth, in place."""
@@ -55,7 +57,7 @@ def of_edits(edits: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
 def of_tags(tags: pa.Table) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
     """{source: {tag: {value: {"documents"}}}} of rows `source`, `tag`, `value`."""
     counts: dict[str, Any] = {}
-    for row in tags.group_by(["source", "tag", "value"]).aggregate([([], "count_all")]).to_pylist():
+    for row in _counted(tags, ["source", "tag", "value"]):
         by_value = counts.setdefault(row["source"], {}).setdefault(row["tag"], {})
         by_value[row["value"]] = {"documents": row["count_all"]}
     return counts
@@ -86,9 +88,50 @@ def of_lengths(documents: pa.Table) -> dict[str, dict[str, int]]:
         }
     )
     counts: dict[str, Any] = {}
-    for row in table.group_by(["source", "bin"]).aggregate([([], "count_all")]).to_pylist():
+    for row in _counted(table, ["source", "bin"]):
         counts.setdefault(row["source"], {})[str(row["bin"])] = row["count_all"]
     return counts
+
+
+def of_metadata(documents: pa.Table, key: str) -> dict[str, dict[str, int]]:
+    """{source: {value: documents}} of a text field of the metadata; documents without it do not count."""
+    return _by_value(documents, pc.struct_field(pc.extract_regex(documents["metadata"], _json_text(key)), "value"))
+
+
+def of_domains(documents: pa.Table) -> dict[str, dict[str, int]]:
+    """{source: {domain: documents}} by the metadata's `url`, or by an origin that is one; the commonest `DOMAINS`."""
+    places = [pc.struct_field(pc.extract_regex(documents["metadata"], _json_text("url")), "value"), documents["origin"]]
+    hosts = [
+        pc.struct_field(pc.extract_regex(place, r"^https?://(?:www\.)?(?P<host>[^/:?#]+)"), "host") for place in places
+    ]
+    found = _by_value(documents, pc.coalesce(*hosts))
+    return {
+        source: dict(sorted(domains.items(), key=lambda item: (-item[1], item[0]))[:DOMAINS])
+        for source, domains in found.items()
+    }
+
+
+def of_duplicates(rejected: pa.Table) -> dict[str, int]:
+    """{source: documents} rejected as duplicates of another."""
+    duplicates = rejected.filter(pc.is_valid(rejected["duplicate_of"]))
+    return {row["source"]: row["count_all"] for row in _counted(duplicates, ["source"])}
+
+
+def _by_value(documents: pa.Table, values: pa.ChunkedArray) -> dict[str, dict[str, int]]:
+    table = pa.table([documents["source"], values], names=["source", "value"]).filter(pc.is_valid(values))
+    counts: dict[str, dict[str, int]] = {}
+    for row in _counted(table, ["source", "value"]):
+        counts.setdefault(row["source"], {})[row["value"]] = row["count_all"]
+    return counts
+
+
+def _counted(table: pa.Table, keys: list[str]) -> list[dict[str, Any]]:
+    return table.group_by(keys).aggregate([([], "count_all")]).to_pylist()
+
+
+def _json_text(key: str) -> str:
+    """A pattern for a text field of a JSON object; its `value` is as JSON writes it."""
+    return rf'"{key}": ?"(?P<value>(?:[^"\\]|\\.)*)"'
 
 
 def text_bytes_numpy(documents: pa.Table) -> np.ndarray:

@@ -20,6 +20,7 @@ from pretrain.curate.engine import TooMuchUnreadable
 from pretrain.curate.exact_dedup import ExactDedup
 from pretrain.curate.formats import NOT_PATHS, PYTHON, find_inputs, split_format
 from pretrain.curate.inputs import InputFile
+from pretrain.curate.mixture import MixturePlan
 from pretrain.curate.readers import Fields
 from pretrain.curate.reading import read_batches
 from pretrain.curate.rules import TextRules
@@ -51,6 +52,7 @@ class Recipe:
         fields: which fields of a record hold what.
         shards: number of output shards; None chooses by the input's size (16 to 256 MB of text each). A worker holds
             one at a time, as Arrow tables.
+        mixture: how the sources are to be mixed in training; it may be changed after the work is done.
     """
 
     input: str | Sequence[str] | Mapping[str, str | Sequence[str]] = PYTHON
@@ -60,6 +62,7 @@ class Recipe:
     max_unreadable: float = 0.01
     fields: Fields = dataclasses.field(default_factory=Fields)
     shards: int | None = None
+    mixture: MixturePlan = dataclasses.field(default_factory=MixturePlan)
 
     def __post_init__(self):
         check(bool(self.input), "Recipe.input is empty; give a path, a glob, a folder or 'python'")
@@ -109,7 +112,7 @@ class Recipe:
         return dataclasses.replace(self, stages=stages if is_there else [*stages, Decontaminate(against=against)])
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting as plain JSON values."""
+        """Every setting that decides the output, as plain JSON values."""
         return {
             **{name: getattr(self, name) for name in ("source", "validation_fraction", "max_unreadable", "shards")},
             "input": _plain(self.input),
@@ -155,10 +158,10 @@ def curate(
     output, settings = storage.Path(output), recipe.resolved()
     fingerprint = workspace.fingerprint(settings, files, recipe.stages)
     if _is_finished(output, fingerprint):
-        return storage.read_json(output / "datasheet.json")
+        return _finished_sheet(recipe, output)
     with Workspace(output, fingerprint, files, is_shared=engine == "beam") as space:
         if _is_finished(output, fingerprint):  # by another run, before this one had the lock
-            return storage.read_json(output / "datasheet.json")
+            return _finished_sheet(recipe, output)
         plan = _plan(recipe, output, space.folder, sum(file.expected_bytes for file in files))
         try:
             if engine == "beam":
@@ -168,7 +171,7 @@ def curate(
         except TooMuchUnreadable:
             space.remove()  # files may be repaired: read them again next time
             raise
-        sheet = datasheet.make(totals, settings, files, ignored, config_text, fingerprint)
+        sheet = datasheet.make(totals, settings, files, ignored, config_text, fingerprint, recipe.mixture)
         space.clean_output(plan.shards)
         datasheet.write(sheet, output)
         space.remove()
@@ -185,6 +188,15 @@ def _is_finished(output: storage.Path, fingerprint: str) -> bool:
     raise UserError(
         f"{output} holds the result of another recipe or input; give another output folder or delete this one"
     )
+
+
+def _finished_sheet(recipe: Recipe, output: storage.Path) -> dict:
+    """The datasheet of a finished corpus, with the recipe's mixture plan."""
+    old = storage.read_json(output / "datasheet.json")
+    sheet = datasheet.with_mixture(old, recipe.mixture)
+    if sheet != old:
+        datasheet.write(sheet, output)
+    return sheet
 
 
 def _plan(recipe: Recipe, output: storage.Path, work: str, expected_bytes: int) -> Plan:

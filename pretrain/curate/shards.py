@@ -235,6 +235,10 @@ def finish(shard: Shard) -> tuple[dict[str, pa.Buffer], dict[str, Any]]:
         "kept": counts.of_documents(documents),
         "kept_lengths": counts.of_lengths(documents),
         "splits": {name: counts.of_documents(part) for name, part in splits.items()},
+        "languages": counts.of_metadata(documents, "language"),
+        "licences": counts.of_metadata(documents, "licen[cs]e"),
+        "domains": counts.of_domains(documents),
+        "duplicates": counts.of_duplicates(rejected),
         "examples_kept": _examples(_with_excerpt(documents), ["source"]),
         "examples_dropped": _examples(rejected, ["source", "stage", "rule"]),
     }

@@ -24,7 +24,7 @@ def seen(**settings) -> dict[str, int]:
         ({"epochs": {"code": 4}}, {"web": 900, "books": 90, "code": 40}),
         ({"tokens": 535, "epochs": {"code": 4}}, {"web": 450, "books": 45, "code": 40}),
         ({"tokens": 100, "weights": {"web": 1, "books": 3}}, {"web": 25, "books": 75, "code": 0}),
-        ({"tokens": 99, "weights": {"web": 1, "books": 2}, "epochs": {"code": 6}}, {"web": 13, "books": 26, "code": 60}),
+        ({"tokens": 99, "weights": {"web": 1}, "epochs": {"code": 6}}, {"web": 39, "books": 0, "code": 60}),
         ({"tokens": 430, "temperature": 2}, {"web": 300, "books": 95, "code": 32}),
         ({"epochs": {"web": 0, "books": 2, "code": 1}}, {"web": 0, "books": 180, "code": 10}),
     ],
