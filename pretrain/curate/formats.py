@@ -3,6 +3,7 @@
 An input is a path, a glob or a folder, whose files are read by their extension, or one of these:
 
     python                 the text that ships with Python (`python_library.py`)
+    code:PATH              folders and archives, each a repository (`source_code.py`)
     FORMAT:PATH            files of any extension, read as FORMAT: "text:notes/*.log", "jsonl:dump/part-*"
 """
 
@@ -10,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from pretrain.curate import python_library, readers, warc
+from pretrain.curate import python_library, readers, source_code, warc
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -22,6 +23,7 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     "text": readers.read_text,
     "parquet": readers.read_parquet,
     "warc": warc.read_warc,
+    source_code.FORMAT: source_code.read_repository,
     PYTHON: lambda file, fields: python_library.read_module(file),
 }
 NOT_PATHS = {PYTHON}
@@ -46,6 +48,8 @@ def find_inputs(given: str, source: str) -> tuple[list[InputFile], Counter]:
     format_, pattern = split_format(given)
     if format_ == PYTHON:
         return python_library.find_modules(), Counter()
+    if format_ == source_code.FORMAT:
+        return source_code.find_repositories(pattern, source), Counter()
     return find_files(pattern, source, format_)
 
 

@@ -13,6 +13,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encodi
 from resiliparse.parse.html import HTMLTree
 
 MAX_DEPTH = 2_000  # of nested elements; time grows with the square of it (0.1 s here), and real pages stay below 200
+MIN_MAIN = 200  # characters; with less than that all text of the page is taken
 TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]*)")
 # Elements that never hold others, or that the next of their kind closes.
 NO_DEPTH = set("area base br col dd dt embed hr img input li link meta option p param source".split())  # noqa: SIM905
@@ -40,7 +41,7 @@ def read_page(content: bytes, charset: str | None = None, is_main: bool = True) 
     Args:
         content: the page, undamaged or not.
         charset: as the server said; a byte order mark goes before it, the page's own `meta` and its bytes come after.
-        is_main: only the main content; otherwise all text that a browser would show.
+        is_main: only the main content, unless next to nothing is found to be; otherwise all text that a browser shows.
 
     Raises:
         ValueError: elements nested so deep that no browser would show them.
@@ -50,6 +51,8 @@ def read_page(content: bytes, charset: str | None = None, is_main: bool = True) 
         raise ValueError(f"elements nested deeper than {MAX_DEPTH:,}")
     tree = HTMLTree.parse(html)
     text = extract_plain_text(tree, main_content=is_main, alt_texts=False, comments=not is_main)
+    if is_main and len(text) < MIN_MAIN:  # the rules took the main content for something else
+        text = extract_plain_text(tree, alt_texts=False)
     return Page(text.strip(), " ".join((tree.title or "").split()), found)
 
 

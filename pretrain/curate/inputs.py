@@ -93,7 +93,7 @@ def find_files(pattern: str, source: str, format_: str | None = None) -> tuple[l
     for path, info in sorted(found.items()):
         if info["type"] != "file":
             continue
-        shown = _as_written(pattern, root, path)
+        shown = as_written(pattern, path)
         reader = format_ or format_of(path)
         if reader is not None:
             files.append(InputFile(shown, info["size"], source, reader))
@@ -107,7 +107,7 @@ def find_files(pattern: str, source: str, format_: str | None = None) -> tuple[l
     return files, ignored
 
 
-def _as_written(pattern: str, root: str, path: str) -> str:
+def as_written(pattern: str, path: str) -> str:
     """`path` in the user's terms: with the scheme, or relative to the working directory, where `pattern` was."""
     if "://" in pattern:
         return f"{pattern.split('://', 1)[0]}://{path.lstrip('/')}"
