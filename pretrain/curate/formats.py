@@ -4,6 +4,7 @@ An input is a path, a glob or a folder, whose files are read by their extension,
 
     python                 the text that ships with Python (`python_library.py`)
     code:PATH              folders and archives, each a repository (`source_code.py`)
+    books:PATH             e-texts of any charset, each a book (`books.py`)
     FORMAT:PATH            files of any extension, read as FORMAT: "text:notes/*.log", "jsonl:dump/part-*"
 """
 
@@ -11,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from pretrain.curate import python_library, readers, source_code, warc
+from pretrain.curate import books, python_library, readers, source_code, warc
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -23,6 +24,7 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     "text": readers.read_text,
     "parquet": readers.read_parquet,
     "warc": warc.read_warc,
+    books.FORMAT: books.read_book,
     source_code.FORMAT: source_code.read_repository,
     PYTHON: lambda file, fields: python_library.read_module(file),
 }
