@@ -1,10 +1,10 @@
 """MinHash signatures of word n-grams: the share of equal positions in two signatures estimates Jaccard similarity.
 
-One permutation hashing (Li, Owen and Zhang, "One permutation hashing", 2012): every n-gram is hashed once and
-competes for one of the K positions, not for all K, which saves a factor of K on long documents. A position that no
-n-gram fell into takes the minimum of a hash of its own over all of them, as plain MinHash does; so each position is
-equal with probability J, without the bias of densification (compare Dahlgaard, Knudsen and Thorup, "Fast similarity
-sketching", 2017).
+One permutation hashing (Li, Owen and Zhang, 2012): every n-gram is hashed once and competes for one of the K positions
+only, which saves a factor of K on long documents. While positions are empty, all n-grams are hashed again, and what
+they bring ranks behind what earlier rounds brought (Dahlgaard, Knudsen and Thorup, "Fast similarity sketching", 2017);
+what is still empty after `ROUNDS` takes the minimum of a hash of its own over all n-grams, as in plain MinHash. So each
+position is equal with probability J exactly, at any length and without the bias of densification.
 """
 
 import itertools
@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pretrain.curate.hashing import SpanHashes, mix
+from pretrain.curate.hashing import SpanHashes
 
 PIECE_BYTES = 1 << 19  # worked on at a time: arrays of it stay in the processor's cache
 EMPTY = np.uint64(2**64 - 1)
-ROUNDS = 6
+ROUNDS = 12  # at most 14, to fit into ROUND_BITS
 ROUND_BITS = np.uint64(4)
+VERIFYING_BIT = np.uint64(30)  # of a value: below those that are small in every minimum, above those of weak products
 
 
 def signatures(texts: Sequence[bytes], ngram: int, positions: int, seed: int) -> np.ndarray:
@@ -32,10 +33,11 @@ def signatures(texts: Sequence[bytes], ngram: int, positions: int, seed: int) ->
     Returns:
         uint64 [D, K]; a text without words has `EMPTY` everywhere.
     """
+    bits = max(1, (positions - 1).bit_length())
     signatures_DK = np.full((len(texts), positions), EMPTY)
     for documents, pieces in _groups(texts, ngram):
         hashes_S, offsets = shingles(pieces, ngram)
-        found_PK = _signatures(hashes_S, offsets, positions, seed)
+        found_PK = _signatures(hashes_S, offsets, bits, seed)[:, :positions]
         first = np.flatnonzero(np.diff(documents, prepend=-1))
         rows = np.array(documents)[first]
         signatures_DK[rows] = np.minimum(signatures_DK[rows], np.minimum.reduceat(found_PK, first))
@@ -65,9 +67,9 @@ def shingles(texts: Sequence[bytes], ngram: int) -> tuple[np.ndarray, np.ndarray
     return hashes(letters_W[first_S], letters_W[last_S]), offsets
 
 
-def estimate(first_NK: np.ndarray, second_NK: np.ndarray) -> np.ndarray:
-    """Estimated Jaccard similarity of pairs of signatures, float64 [N]."""
-    return (first_NK == second_NK).mean(axis=1)
+def verifying_bits(signatures_DK: np.ndarray) -> np.ndarray:
+    """One bit of each position, packed: uint8 [D, K / 8]. Of unequal positions half agree by chance."""
+    return np.packbits((signatures_DK >> VERIFYING_BIT & np.uint64(1)).astype(bool), axis=1)
 
 
 def _groups(texts: Sequence[bytes], ngram: int) -> Iterator[tuple[list[int], list[bytes]]]:
@@ -102,27 +104,31 @@ def _pieces(text: bytes, ngram: int) -> Iterator[bytes]:
     yield text
 
 
-def _signatures(hashes_S: np.ndarray, offsets: np.ndarray, positions: int, seed: int) -> np.ndarray:
-    """Signatures [D, K] of texts given by their n-grams; a value's top bits are the round that it was found in."""
+def _signatures(hashes_S: np.ndarray, offsets: np.ndarray, bits: int, seed: int) -> np.ndarray:
+    """Signatures [D, 2**bits] of texts given by the hashes of their n-grams; a value's top bits are its round.
+
+    Hash functions are products with odd numbers modulo 2**64 (Dietzfelbinger et al., 1997): the top bits choose the
+    position, and the order among those of a position is the order of the products.
+    """
     documents = len(offsets) - 1
-    seeds = np.random.default_rng(seed).integers(0, 2**64, ROUNDS + positions, dtype=np.uint64)
-    found_DK = np.full((documents, positions), EMPTY)
-    row_S = np.repeat(np.arange(documents) * positions, np.diff(offsets))
-    is_open_S = slice(None)
+    factors = np.random.default_rng(seed).integers(0, 2**64, ROUNDS + (1 << bits), dtype=np.uint64) | np.uint64(1)
+    found_DK = np.full((documents, 1 << bits), EMPTY)
+    counts_D = np.diff(offsets)
+    row_S = np.repeat(np.arange(documents) << bits, counts_D)
     for round_ in range(ROUNDS):
-        hashes_S, row_S = hashes_S[is_open_S], row_S[is_open_S]
-        hashes = mix(hashes_S ^ seeds[round_])
-        position = ((hashes >> np.uint64(32)) * np.uint64(positions)) >> np.uint64(32)
-        values = (hashes >> ROUND_BITS) | np.uint64(round_ << 60)
-        np.minimum.at(found_DK.reshape(-1), row_S + position.astype(np.int64), values)
+        values_S = hashes_S * factors[round_]
+        position_S = (values_S >> np.uint64(64 - bits)).view(np.int64)
+        position_S += row_S
+        values_S >>= ROUND_BITS
+        values_S |= np.uint64(round_ << 60)
+        np.minimum.at(found_DK.reshape(-1), position_S, values_S)
         is_open_D = (found_DK == EMPTY).any(axis=1)
-        is_open_S = is_open_D[row_S // positions]
-    hashes_S, row_S = hashes_S[is_open_S], row_S[is_open_S]
-    multipliers_K = seeds[ROUNDS:] | np.uint64(1)
+        is_open_S = np.repeat(is_open_D, counts_D)
+        hashes_S, row_S, counts_D = hashes_S[is_open_S], row_S[is_open_S], counts_D * is_open_D
     edges = np.flatnonzero(np.diff(row_S, prepend=-1, append=-1))
     for start, end in itertools.pairwise(edges):
-        signature_K = found_DK[row_S[start] // positions]
+        signature_K = found_DK[row_S[start] >> bits]
         missing = np.flatnonzero(signature_K == EMPTY)
-        minima = np.minimum.reduce(hashes_S[start:end, None] * multipliers_K[missing])
+        minima = np.minimum.reduce(hashes_S[start:end, None] * factors[ROUNDS + missing])
         signature_K[missing] = (minima >> ROUND_BITS) | np.uint64(ROUNDS << 60)
     return found_DK

@@ -78,7 +78,7 @@ class NearDedup:
         signatures_DK = signatures_DK[has_words]
         bands_DBR = signatures_DK[:, : self.bands * self.rows].reshape(-1, self.bands, self.rows)
         keys = [row_keys(bands_DBR[:, band], band) for band in range(self.bands)]
-        bits_DB = np.packbits((signatures_DK[:, self.bands * self.rows :] & np.uint64(1)).astype(bool), axis=1)
+        bits_DB = minhash.verifying_bits(signatures_DK[:, self.bands * self.rows :])
         row = pa.array(np.tile(np.flatnonzero(has_words), self.bands))
         return pa.table(
             {
@@ -161,19 +161,22 @@ def similarity(bits: pa.ChunkedArray, one: np.ndarray, other: np.ndarray) -> np.
 def best_of_components(one: np.ndarray, other: np.ndarray, order: np.ndarray) -> np.ndarray:
     """For each node the first, by `order`, of those that links join it with, itself among them.
 
+    Nodes take over the best label of their neighbours, and labels are followed to their ends, until links join equals:
+    a few rounds, as many as the logarithm of the longest chain.
+
     Args:
         one: a node of each link, in 0 … N - 1.
         other: the other node of each link.
         order: all nodes, best first, [N].
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    size = len(order)
-    links = coo_array((np.ones(len(one), bool), (one, other)), shape=(size, size))
-    count, component = connected_components(links.tocsr(), directed=False)
-    rank = np.empty(size, np.int64)
-    rank[order] = np.arange(size)
-    best = np.full(count, size)
-    np.minimum.at(best, component, rank)
-    return order[best[component]]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    one, other = rank[one], rank[other]
+    label = np.arange(len(order))
+    while (label[one] != label[other]).any():
+        best = np.minimum(label[one], label[other])
+        for end in (one, other):
+            np.minimum.at(label, label[end], best)
+        while (label[label] != label).any():
+            label = label[label]
+    return order[label[rank]]

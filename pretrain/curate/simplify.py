@@ -17,7 +17,7 @@ ZEROS = bytes(48 if 48 <= byte < 58 else byte for byte in LOWER)  # `LOWER`, and
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 # Thai and Lao, Myanmar, Khmer, kana, ideographs.
 UNSPACED = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 
 
@@ -34,22 +34,21 @@ def _to_ascii_rules(text: str) -> bytes:
 
 
 def _simplify_match(match: re.Match) -> str:
-    return simplify_run(match[0])
+    return "".join(map(_simplify_character, match[0]))
 
 
-@functools.lru_cache(1 << 16)
-def simplify_run(run: str) -> str:
-    """Non-ASCII characters by the rules above, but for what they have in common with ASCII (case, punctuation)."""
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", run).casefold())
-    letters = "".join(map(_simplify_character, decomposed))
-    return UNSPACED.sub(r" \1 ", letters)
-
-
+@functools.lru_cache(1 << 17)
 def _simplify_character(character: str) -> str:
+    """A character that is not ASCII by the rules above; what it shares with ASCII (case, punctuation) is left."""
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+    return "".join(map(_simplify_part, decomposed))
+
+
+def _simplify_part(character: str) -> str:
     if character.isascii():
         return character  # of a compatibility form: the table decides
     if character.isspace():
         return " "
     if character.isalpha():
-        return character
+        return f" {character} " if UNSPACED.match(character) else character
     return str(unicodedata.decimal(character)) if character.isdecimal() else ""
