@@ -6,9 +6,10 @@ the same model. A trained model is kept as bytes, which a stage can carry to its
 
 import dataclasses
 import functools
+import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Training:
 
     Attributes:
         word_ngrams: longest word n-gram that is a feature.
+        character_ngrams: shortest and longest character n-gram that is one; (0, 0) for none.
         buckets: slots for the hashes of n-grams.
     """
 
@@ -37,6 +39,7 @@ class Training:
     epochs: int = 5
     learning_rate: float = 0.5
     word_ngrams: int = 2
+    character_ngrams: tuple[int, int] = (0, 0)
     buckets: int = 1 << 18
     min_count: int = 3
     seed: int = 1
@@ -101,17 +104,15 @@ def train(corpora: Mapping[str, Iterable[pa.RecordBatch]], settings: Training = 
 
     with tempfile.TemporaryDirectory(prefix="pretrain-fasttext-") as folder:
         examples, model_file = os.path.join(folder, "examples.txt"), os.path.join(folder, "model.bin")
-        with open(examples, "w", encoding="utf-8") as file:
-            for label, batches in corpora.items():
-                written = sum(_write_examples(file, label, batch) for batch in batches)
-                if not written:
-                    raise RunError(f"the reference corpus '{label}' has no text; give one with documents")
+        _write_examples(corpora, examples, settings.seed)
         model = fasttext.train_supervised(
             examples,
             dim=settings.dimensions,
             epoch=settings.epochs,
             lr=settings.learning_rate,
             wordNgrams=settings.word_ngrams,
+            minn=settings.character_ngrams[0],
+            maxn=settings.character_ngrams[1],
             bucket=settings.buckets,
             minCount=settings.min_count,
             seed=settings.seed,
@@ -123,15 +124,29 @@ def train(corpora: Mapping[str, Iterable[pa.RecordBatch]], settings: Training = 
             return file.read()
 
 
-def _write_examples(file: Any, label: str, batch: pa.RecordBatch) -> int:
-    written = 0
+def _write_examples(corpora: Mapping[str, Iterable[pa.RecordBatch]], path: str, seed: int) -> None:
+    """Writes all examples in random order, without which the corpus read last would win; only offsets are in memory."""
+    ends = [0]
+    with open(path + ".ordered", "wb") as file:
+        for label, batches in corpora.items():
+            before = len(ends)
+            for line in (line for batch in batches for line in _examples(label, batch)):
+                file.write(line)
+                ends.append(ends[-1] + len(line))
+            if len(ends) == before:
+                raise RunError(f"the reference corpus '{label}' has no text; give one with documents")
+    order = np.random.default_rng(seed).permutation(len(ends) - 1)
+    with open(path + ".ordered", "rb") as ordered, open(path, "wb") as file:
+        content = mmap.mmap(ordered.fileno(), 0, access=mmap.ACCESS_READ)
+        file.writelines(content[ends[index] : ends[index + 1]] for index in order)
+
+
+def _examples(label: str, batch: pa.RecordBatch) -> Iterator[bytes]:
     for text in normalise(batch["text"]).to_pylist():
         for start in range(0, len(text), CHUNK_CHARACTERS):
             words = text[start : start + CHUNK_CHARACTERS].split()
             if words:
-                file.write(f"{LABEL}{label} {' '.join(words)}\n")
-                written += 1
-    return written
+                yield f"{LABEL}{label} {' '.join(words)}\n".encode()
 
 
 @functools.lru_cache(maxsize=4)

@@ -50,7 +50,7 @@ class Perplexity:
     drop: Sequence[str] = (TAIL,)
     action: str = TAG
     order: int = 6
-    max_ngrams: int = 1 << 19
+    max_ngrams: int = 1 << 20
     max_training_bytes: int = 32 << 20
     sample_characters: int = 4_000
     languages: Sequence[str] = ()

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 from pretrain.core import storage
 from pretrain.core.errors import UserError, check
 from pretrain.curate import fasttext_models
-from pretrain.curate.fasttext_models import ABOVE, Classifier
+from pretrain.curate.fasttext_models import ABOVE, Classifier, Training
 from pretrain.curate.judgement import DIGITS, DROP, check_action, check_fraction, judged, languages
 
 TOXIC, CLEAN = "toxic", "clean"
+TRAINING = Training(epochs=10, learning_rate=0.2, character_ngrams=(3, 5))  # examples are few, and words inflected
 FOLDER = importlib.resources.files("pretrain.curate") / "wordlists"
 
 
@@ -140,6 +141,6 @@ class ToxicityClassifier:
 
     def fit(self, reference: Mapping[str, Iterable[pa.RecordBatch]]) -> Classifier:
         """Trains on all of both corpora."""
-        model = fasttext_models.train(reference)
+        model = fasttext_models.train(reference, TRAINING)
         settings = (self.threshold, ABOVE, self.action, self.max_characters)
         return Classifier(self.name, model, TOXIC, *settings, languages=tuple(self.languages))
