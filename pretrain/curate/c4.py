@@ -136,7 +136,8 @@ class C4:
         changes = np.flatnonzero((np.diff(rule_L) != 0) | (np.diff(text_L) != 0)) + 1
         first = np.concatenate([[0], changes])[: len(rule_L)].astype(np.int64)
         last = np.append(first[1:], len(rule_L))[: len(first)] - 1
-        first, last = first[~is_kept_L[first]], last[~is_kept_L[first]]
+        is_cut = ~is_kept_L[first] & (ends_L[last] > starts_L[first])
+        first, last = first[is_cut], last[is_cut]
         names = pa.array(LINE_RULES).take(pa.array(rule_L[first]))
         taken = ids.take(pa.array(text_L[first]))
         return replacements(taken, names, pa.array(starts_L[first]), pa.array(ends_L[last]))

@@ -1,5 +1,6 @@
 """Words by the same rules as `pretrain.curate.words`, one run and one character at a time: slow and plain."""
 
+import itertools
 import re
 import unicodedata
 
@@ -40,7 +41,7 @@ def cut(run: str) -> list[str]:
     if left < core_end and {left, core_end} <= places and not any(left < place < core_end for place in places):
         places |= {left + place for place in english.contractions().get(core, ())}
     ordered = sorted(places)
-    return [run[start:end] for start, end in zip(ordered, ordered[1:], strict=False)]
+    return [run[start:end] for start, end in itertools.pairwise(ordered)]
 
 
 def kind(character: str) -> str:
@@ -85,7 +86,11 @@ def is_prefix(run: str, index: int) -> bool:
 
 def is_suffix(run: str, index: int) -> bool:
     character, before = run[index], around(run, index)[0]
-    if character in marks.PUNCTUATION + marks.QUOTES + marks.DASHES or is_icon(character) or in_row_of_stops(run, index):
+    if (
+        character in marks.PUNCTUATION + marks.QUOTES + marks.DASHES
+        or is_icon(character)
+        or in_row_of_stops(run, index)
+    ):
         return True
     if character in "sS":
         return before in marks.APOSTROPHES

@@ -14,11 +14,10 @@ from pretrain.curate.ngrams import Texts
 from pretrain.curate.words import blocks, offsets, split_words
 
 # What the rules tell apart, letters of several kinds, and any other character.
-TELLING = "aZzß漢é09.,:;-–—~'’\"()[]{}<>=/+*^#@_%$€²|•°§…！\u3002\u0301&!?sS"
+TELLING = "aZzß漢é09.,:;-—~'\"()[]{}<>=/+*^#@_%$€²|•°§…\u2013\u2019\uff01\u3002\u0301&!?sS"
 SPACES = " \n\t\r\x0b\x1c\x85\u00a0\u2003\u2028\u3000"
-PIECES = st.sampled_from(
-    [*english.wholes()[:60], *list(english.contractions())[:60], "http://a.bc/d", "x@y.de", "10km", "b.C", "U.S.", "'''"]
-)
+PHRASES = ("http://a.bc/d", "x@y.de", "10km", "b.C", "U.S.", "'''")
+PIECES = st.sampled_from([*english.wholes()[:60], *list(english.contractions())[:60], *PHRASES])
 ANY = st.characters(exclude_categories=["Cs", "Cn"], max_codepoint=0x2FFF)
 TEXT = st.lists(PIECES | st.text(TELLING, max_size=4) | st.sampled_from(SPACES) | ANY, max_size=20).map("".join)
 TEXTS = st.lists(TEXT, max_size=6)
@@ -34,7 +33,7 @@ def as_lists(found: words.Words) -> list[list[str]]:
     return [all_words[start:end] for start, end in zip(found.starts_D1, found.starts_D1[1:], strict=False)]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=120)
 @given(TEXTS)
 @example(["(don't.", "'''", "foo():", "[:]", "a..b...", "10km/h.", "it's 's", "e.g.,", "--a--b---c----d", "+1+a"])
 @example(["", " \n ", "x" * 10_001, "$5$ 5$. US$5 °C. 8)8) <3<3<3", "a…b ….…", "Ab.Cd a.b@c.de/f=g"])
@@ -44,7 +43,7 @@ def test_words_equal_plain_python(texts):
 
 # What spaCy 3.8.18's English tokenizer says.
 SPACY = {
-    'Hello, it\'s a don\'t "test"...': "Hello , it 's a do n't \" test \" ...",
+    "Hello, it's a don't \"test\"...": "Hello , it 's a do n't \" test \" ...",
     "e.g. (what) you-know, 10km for $5": "e.g. ( what ) you - know , 10 km for $ 5",
     "U.S. Inc. foo_bar x=1; 3,000 f(x)": "U.S. Inc. foo_bar x=1 ; 3,000 f(x )",
     "a/b <b>hi</b> :-) C++": "a / b < b > hi</b > :-) C++",
@@ -52,7 +51,7 @@ SPACY = {
     "http://www.apache.org/licenses/LICENSE-2.0": "http://www.apache.org/licenses/LICENSE-2.0",
     "<ruediger@c-plusplus.de>, data.shape[1:]`": "< ruediger@c-plusplus.de > , data.shape[1 :] `",
     "pytest.raises(TypeError): cannot id": "pytest.raises(TypeError ): can not i d",
-    "overwrite_x=False): %s.\",": 'overwrite_x = False ): % s. " ,',
+    'overwrite_x=False): %s.",': 'overwrite_x = False ): % s. " ,',
     "don't you'll we're gonna I'd've": "do n't you 'll we 're gon na I 'd 've",
     "[['d', symm_iterator(): 5'-6 1--2": "[ [ 'd ' , symm_iterator ( ): 5'-6 1 - -2",
 }
@@ -86,7 +85,7 @@ def test_blocks_hold_at_most_the_limit_or_one_thing():
     assert blocks(np.array([], np.int64), 6) == []
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(TEXTS)
 @example(["a\r\nb\rc\x0bd\x1ce\x85f\u2028g", "\n", "\r\n", "", "a\n\nb\n"])
 def test_lines_equal_plain_python(texts):
@@ -106,7 +105,7 @@ def test_lines_equal_plain_python(texts):
 REPETITIVE = st.lists(st.sampled_from(["a", "b", "c", "a b c", "b a", "longer"]), max_size=30).map(" ".join)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(st.lists(REPETITIVE, max_size=4), st.integers(1, 6))
 def test_repeated_ngrams_equal_plain_python(texts, n):
     split = [text.split() for text in texts]
