@@ -47,7 +47,10 @@ def page(sheet: dict[str, Any]) -> str:
 def funnel_picture(numbers: dict[str, Any]) -> str:
     """What is left after each stage of a source, by bytes, as an SVG that narrows from top to bottom."""
     first = numbers["read"]
-    steps = [("in the input", first), *((f"after {stage['stage']}", stage["out"]) for stage in numbers["stages"])]
+    steps = [("in the input", first)]
+    for stage in numbers["stages"]:
+        doing = "reading" if stage["stage"] == "read" else stage["stage"]
+        steps.append((f"after {doing}", stage["out"]))
     room = FUNNEL_WIDTH - FUNNEL_LABEL - 330
     middle = FUNNEL_LABEL + room / 2
     widths = [max(1.0, room * step["bytes"] / max(1, first["bytes"])) for _, step in steps]
@@ -114,11 +117,9 @@ def _histograms(numbers: dict[str, Any]) -> list[str]:
 def _tiles(total: dict[str, dict[str, int]]) -> str:
     tiles = []
     for key in ("read", "kept", "train", "validation"):
-        numbers = total[key]
-        tiles.append(
-            f"<div class=tile>{key}<strong>{numbers['documents']:,}</strong>documents, {shown_bytes(numbers['bytes'])}, "
-            f"about {numbers['tokens']:,} tokens</div>"
-        )
+        documents, size, tokens = (total[key][unit] for unit in ("documents", "bytes", "tokens"))
+        size = f"documents, {shown_bytes(size)}, about {tokens:,} tokens"
+        tiles.append(f"<div class=tile>{key}<strong>{documents:,}</strong>{size}</div>")
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 

@@ -1,6 +1,7 @@
 """A curation recipe, and the one function that carries it out: raw text in, a clean documented corpus out."""
 
 import dataclasses
+import json
 import os
 import re
 from collections import Counter
@@ -85,7 +86,7 @@ class Recipe:
         """
         files, ignored = set(), Counter()
         for source, pattern in self.patterns():
-            found, passed_over = find_inputs(pattern, source)
+            found, passed_over = find_inputs(pattern, source, self.fields.modules)
             files.update(found)
             ignored.update(passed_over)
         sizes = [file.size for file in files]
@@ -113,12 +114,13 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Every setting that decides the output, as plain JSON values."""
-        return {
+        settings = {
             **{name: getattr(self, name) for name in ("source", "validation_fraction", "max_unreadable", "shards")},
             "input": _plain(self.input),
             "fields": dataclasses.asdict(self.fields),
             "stages": [{"stage": type(stage).__name__, **dataclasses.asdict(stage)} for stage in self.stages],
         }
+        return json.loads(json.dumps(settings))
 
 
 def curate(

@@ -32,7 +32,7 @@ class PartWriter:
 
     def __enter__(self) -> "PartWriter":
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        self._writer = pa.ipc.new_file(self._path, self._schema, options=_options(self._codec))
+        self._writer = pa.ipc.new_file(_temporary(self._path), self._schema, options=_options(self._codec))
         return self
 
     def write(self, rows: pa.Table, parts: np.ndarray) -> None:
@@ -48,6 +48,7 @@ class PartWriter:
             self._flush()
         self._writer.close()
         if exception_type is None:
+            os.replace(_temporary(self._path), self._path)
             storage.write_json(self._path + ".parts", self._parts)
 
     def _flush(self) -> None:
@@ -87,15 +88,20 @@ def read_part(paths: Iterable[str], part: int, schema: pa.Schema | None = None) 
 def write_table(path: str, table: pa.Table, codec: str | None = "lz4") -> None:
     """Writes a whole table; under its final name only once it is complete."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with pa.ipc.new_file(path + ".partial", table.schema, options=_options(codec)) as writer:
+    with pa.ipc.new_file(_temporary(path), table.schema, options=_options(codec)) as writer:
         writer.write_table(table)
-    os.replace(path + ".partial", path)
+    os.replace(_temporary(path), path)
 
 
 def read_table(path: str) -> pa.Table:
     """Reads what `write_table` wrote."""
     with pa.memory_map(path) as file:
         return pa.ipc.open_file(file).read_all()
+
+
+def _temporary(path: str) -> str:
+    """Its own for each process: a worker of a killed run may live a moment longer than the run."""
+    return f"{path}.{os.getpid()}"
 
 
 def _options(codec: str | None) -> pa.ipc.IpcWriteOptions:

@@ -118,10 +118,10 @@ def _start_worker(shared: Any) -> None:
 
 
 class Progress:
-    """A progress bar with documents/s on a terminal, a plain line now and then elsewhere; on standard error."""
+    """A progress bar with documents/s and the time left on a terminal, plain lines elsewhere; on standard error."""
 
     def __init__(self, label: str, total: int, done: int):
-        self._label, self._total, self._done = label, total, done
+        self._label, self._total, self._done, self._before = label, total, done, done
         self._documents, self._started, self._shown = 0, time.monotonic(), time.monotonic()
         self._bar = None
 
@@ -150,7 +150,12 @@ class Progress:
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        print(f"{self._label}: {self._done}/{self._total} tasks, {self._rate()}", file=sys.stderr, flush=True)
+        done = f"{self._done}/{self._total} tasks"
+        print(f"{self._label}: {done}, {self._rate()}{self._left()}", file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        done, left = self._done - self._before, self._total - self._done
+        return f", {(time.monotonic() - self._started) / done * left:,.0f} s left" if done and left else ""
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-3)

@@ -108,7 +108,7 @@ class Workspace:
                 if path.name not in names and re.match(r"\.?\d{5}-of-\d{5}\.parquet", path.name):
                     path.unlink()
         for path in self._output.glob(".*"):
-            if re.match(r"\.(datasheet|complete)\.", path.name):
+            if re.fullmatch(r"\.\w+\.(json|md|html|txt|jsonl)\.\w+", path.name):
                 path.unlink()
 
 
