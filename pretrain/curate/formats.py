@@ -5,14 +5,16 @@ An input is a path, a glob or a folder, whose files are read by their extension,
     python                 the text that ships with Python (`python_library.py`)
     code:PATH              folders and archives, each a repository (`source_code.py`)
     books:PATH             e-texts of any charset, each a book (`books.py`)
+    tfds:NAME:SPLIT        a prepared TensorFlow data set (`registered.py`)
+    seqio:TASK:SPLIT       the source of a registered seqio task or mixture
     FORMAT:PATH            files of any extension, read as FORMAT: "text:notes/*.log", "jsonl:dump/part-*"
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from pretrain.curate import books, python_library, readers, source_code, warc
+from pretrain.curate import books, python_library, readers, registered, source_code, warc
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -26,9 +28,11 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     "warc": warc.read_warc,
     books.FORMAT: books.read_book,
     source_code.FORMAT: source_code.read_repository,
+    registered.TFDS: registered.read_split,
+    registered.SEQIO: registered.read_split,
     PYTHON: lambda file, fields: python_library.read_module(file),
 }
-NOT_PATHS = {PYTHON}
+NOT_PATHS = {PYTHON, registered.TFDS, registered.SEQIO}
 
 
 def split_format(given: str) -> tuple[str | None, str]:
@@ -41,8 +45,13 @@ def split_format(given: str) -> tuple[str | None, str]:
     return None, given
 
 
-def find_inputs(given: str, source: str) -> tuple[list[InputFile], Counter]:
+def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[list[InputFile], Counter]:
     """The units of work that an input names, sorted, and how many of a folder's files no reader knows, by extension.
+
+    Args:
+        given: as above.
+        source: the source its documents belong to.
+        modules: Python modules that register seqio tasks.
 
     Raises:
         UserError: nothing is there to read, or no reader for it.
@@ -50,6 +59,8 @@ def find_inputs(given: str, source: str) -> tuple[list[InputFile], Counter]:
     format_, pattern = split_format(given)
     if format_ == PYTHON:
         return python_library.find_modules(), Counter()
+    if format_ in (registered.TFDS, registered.SEQIO):
+        return registered.find_splits(format_, pattern, source, modules), Counter()
     if format_ == source_code.FORMAT:
         return source_code.find_repositories(pattern, source), Counter()
     return find_files(pattern, source, format_)

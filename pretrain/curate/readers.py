@@ -36,6 +36,7 @@ class Fields:
         text_unit: one document per "file", "paragraph" (blank lines between) or "line" of .txt, .md and .rst files.
         max_record_bytes: longer records are rejected as unreadable.
         main_text: of HTML pages only the main content; otherwise all their text.
+        modules: Python modules that register seqio tasks.
     """
 
     text: str = "text"
@@ -44,6 +45,7 @@ class Fields:
     text_unit: str = "file"
     max_record_bytes: int = 64 << 20
     main_text: bool = True
+    modules: tuple[str, ...] = ()
 
     def __post_init__(self):
         known = " ".join(TEXT_UNITS)
@@ -95,7 +97,7 @@ def read_parquet(file: InputFile, fields: Fields) -> Iterator[Record | Unreadabl
         try:
             for batch in parquet.iter_batches(batch_size=256):
                 for values in _rows(batch, fields.text):
-                    yield _from_mapping(f"{file.path}:{row}", values, fields)
+                    yield from_mapping(f"{file.path}:{row}", values, fields)
                     row += 1
         except DAMAGE as error:
             yield Unreadable(f"{file.path}:{row}", f"damaged: {one_line(error)}")
@@ -191,10 +193,10 @@ def _from_json(origin: str, line: bytes, fields: Fields) -> Record | Unreadable:
             return Unreadable(origin, f"not JSON: {one_line(error)}", line, len(line))
     if not isinstance(values, dict):
         return Unreadable(origin, "not a JSON object", line, len(line))
-    return _from_mapping(origin, values, fields, line)
+    return from_mapping(origin, values, fields, line)
 
 
-def _from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: bytes = b"") -> Record | Unreadable:
+def from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: bytes = b"") -> Record | Unreadable:
     """A record from named values; the fields that have no role of their own become its metadata."""
     text = values.pop(fields.text, None)
     if isinstance(text, bytes):
