@@ -4,9 +4,10 @@
 
 One process, sequence 2,048, batches of 32 rows, the same records for all: log-normal lengths with a mean of about 600
 tokens. The three stay loaded and take turns, so that a change in the machine's speed touches all of them; ratios are
-taken round by round. seqio: LMFeatureConverter(pack=True) on TFRecord, tf.data with automatic parallelism. grain:
-FirstFitPackIterDataset, 32 bins, ArrayRecord, two threads. Then: what our loader adds to steps of 50 ms, the time to a
-batch at step 10**6, and memory over 10**5 steps.
+taken round by round; tokens per second of processor time are given too, since other work touches them less. seqio:
+LMFeatureConverter(pack=True) on TFRecord, tf.data with automatic parallelism. grain: FirstFitPackIterDataset, 32 bins,
+ArrayRecord, two threads. Then: what our loader adds to steps of 50 ms, the cost of checksums, how full rows of pairs
+are, the time to a batch at step 10**6, and memory over 10**5 steps.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import resource
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,34 +120,33 @@ def grain_path(folder: Path) -> Iterator[int]:
         yield np.count_nonzero(segment_ids)
 
 
-def measure(batches: Iterator[int], seconds: float) -> tuple[float, float]:
-    """Tokens per second, and the share of the rows that is full, over about `seconds`."""
+def measure(batches: Iterator[int], seconds: float) -> tuple[float, float, float]:
+    """Tokens per second, tokens per second of processor time, and the share of the rows that is full."""
     tokens = steps = 0
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds:
         tokens += next(batches)
         steps += 1
-    return tokens / (time.perf_counter() - start), tokens / (steps * ROWS * LENGTH)
+    elapsed, used = time.perf_counter() - start, time.process_time() - used
+    return tokens / elapsed, tokens / used, tokens / (steps * ROWS * LENGTH)
 
 
 def compare(folder: Path, rounds: int, seconds: float) -> dict:
     """Medians, spread and ratios of the three paths, which take turns."""
     paths = {"ours": ours(folder), "seqio": seqio_path(folder), "grain": grain_path(folder)}
-    speeds: dict[str, list[float]] = {name: [] for name in paths}
-    full: dict[str, list[float]] = {name: [] for name in paths}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in paths}
     for batches in paths.values():
         measure(batches, 1.0)  # opens files, traces graphs, fills buffers
     for _ in range(rounds):
         for name, batches in paths.items():
-            speed, efficiency = measure(batches, seconds)
-            speeds[name].append(speed)
-            full[name].append(efficiency)
+            found[name].append(measure(batches, seconds))
     result: dict = {}
     for name in paths:
-        result[name] = {**spread([speed / 1e6 for speed in speeds[name]]), "efficiency": statistics.median(full[name])}
+        speed, per_core, full = zip(*found[name], strict=True)
+        result[name] = {**spread([each / 1e6 for each in speed]), "efficiency": statistics.median(full)}
+        result[name]["per second of processor time"] = statistics.median(per_core) / 1e6
     for peer in ("seqio", "grain"):
-        ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds[peer], strict=True)]
-        result[f"ours / {peer}"] = spread(ratios)
+        result[f"ours / {peer}"] = spread([m[0] / t[0] for m, t in zip(found["ours"], found[peer], strict=True)])
     return result
 
 
@@ -153,20 +154,74 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def step_overhead(folder: Path, steps: int = 100, pause: float = 0.05) -> dict:
-    """What the loader adds to a step of 50 ms on another device, in percent."""
-    batches = ours(folder)
-    next(batches)
+def step_overhead(folder: Path, rounds: int = 10, steps: int = 40, pause: float = 0.05) -> dict:
+    """What the loader adds to steps of 50 ms on another device, in percent; with it and without it in turn.
+
+    "waiting" is the time that the loop stood in `next(batches)`; "in all" also counts late wake-ups from the pause.
+    """
+    batches, waits = ours(folder), []
+    for _ in range(100):  # the windows of the first epoch are packed, buffers are full
+        next(batches)
 
     def run(fetch: Callable[[], object]) -> float:
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), 0.0
         for _ in range(steps):
+            before = time.perf_counter()
             fetch()
+            waited += time.perf_counter() - before
             time.sleep(pause)
+        waits.append(100 * waited / (steps * pause))
         return time.perf_counter() - start
 
-    bare, fed = run(lambda: None), run(lambda: next(batches))
-    return {"percent": 100 * (fed - bare) / bare}
+    added = []
+    for _ in range(rounds):
+        bare = run(lambda: None)
+        added.append(100 * (run(lambda: next(batches)) - bare) / bare)
+    return {"in all, percent": spread(added), "waiting, percent": spread(waits[1::2])}
+
+
+def checksums() -> dict:
+    """What the check of every record costs at 25M tokens/s of 16 bits, in percent of one core."""
+    record = bytes(1200)  # 600 tokens, as the mean of `lengths`
+    start, count = time.perf_counter(), 200_000
+    for _ in map(zlib.crc32, [record] * count):
+        pass
+    per_token = (time.perf_counter() - start) / (count * len(record) / 2)
+    return {"percent of a core at 25M tokens/s": 100 * 25e6 * per_token}
+
+
+def pairs(count: int = 12_000) -> dict:
+    """Rows of encoder and decoder packed side by side: how full, how near to the fewest rows that could hold them."""
+    from pretrain.data.packing import count_rows
+    from pretrain.data.plan import WINDOW_PAIRS
+
+    result = {}
+    for name, means, sigma, correlation, capacity in (
+        ("translation, 30 and 30 tokens in 512 and 512", (30, 30), 0.8, 0.9, (512, 512)),
+        ("translation, 30 and 30 tokens in 1024 and 1024", (30, 30), 0.8, 0.9, (1024, 1024)),
+        ("span corruption, documents of 300 in 1024 and 228", None, 1.0, 1.0, (1024, 228)),
+        ("unrelated, 300 and 75 tokens in 2048 and 512", (300, 75), 1.0, 0.0, (2048, 512)),
+        ("unrelated, 200 and 60 tokens in 512 and 154", (200, 60), 1.0, 0.0, (512, 154)),
+    ):
+        rng = np.random.default_rng(0)
+        first, other = rng.normal(size=(2, count))
+        both = np.stack([first, correlation * first + np.sqrt(1 - correlation**2) * other], axis=1)
+        if means is None:  # T5: spans of 3 tokens; sentinels in both
+            document = np.clip(np.exp(first) * 300 / np.exp(0.5), 8, 512).astype(np.int64)
+            noise = np.maximum(np.round(0.15 * document), 1).astype(np.int64)
+            spans = np.maximum(np.round(noise / 3), 1).astype(np.int64)
+            sizes = np.stack([document - noise + spans + 1, noise + spans + 1], axis=1)
+        else:
+            sizes = np.exp(both * sigma) * np.array(means) / np.exp(sigma**2 / 2)
+            sizes = np.clip(sizes.astype(np.int64), 1, capacity)
+        start = time.perf_counter()
+        windows = np.array_split(sizes, count // WINDOW_PAIRS)
+        rows = sum(count_rows(window, capacity) for window in windows)
+        fewest = (sizes.sum(axis=0) / capacity).max()
+        milliseconds = 1000 * (time.perf_counter() - start) / len(windows)
+        full = sizes.sum() / (rows * sum(capacity))
+        result[name] = {"full": full, "of the bound": fewest / rows, "ms a window": milliseconds}
+    return result
 
 
 def seek(folder: Path) -> dict:
@@ -212,6 +267,8 @@ def main() -> None:
         write(folder, arguments.records)
         result = {"million tokens/s": compare(folder, arguments.rounds, arguments.seconds)}
         result["loader added to a 50 ms step"] = step_overhead(folder)
+        result["checksums"] = checksums()
+        result["pairs"] = pairs()
         result["seek to step 10**6, ms"] = seek(folder)
         result["memory over 10**5 steps"] = memory(folder)
     print(json.dumps(result, indent=2, default=float))

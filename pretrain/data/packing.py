@@ -130,14 +130,18 @@ def _fill_rows(sizes: np.ndarray, counts: np.ndarray, capacity: Sequence[int]) -
 
 def _tightest(fits: list[np.ndarray], room: list[float], scarcity: list[float]) -> int | None:
     """The size that fits into `room` and leaves the least of it; None where none fits."""
-    stop = int(fits[0].searchsorted(room[0], "right"))
+    stop = int(fits[0].searchsorted(room[0], "right"))  # the first feature rises: what fits comes first
     if not stop:
         return None
-    score, misfit = np.zeros(stop), np.zeros(stop, bool)
-    for column, free, weight in zip(fits, room, scarcity, strict=True):
+    score = room[0] - fits[0][:stop]
+    score *= score
+    score *= scarcity[0]
+    for column, free, weight in zip(fits[1:], room[1:], scarcity[1:], strict=True):
         rest = free - column[:stop]
-        misfit |= rest < 0
-        score += weight * rest * rest
-    score[misfit] = np.inf
+        misfit = rest < 0
+        rest *= rest
+        rest *= weight
+        score += rest
+        score[misfit] = np.inf
     best = int(score.argmin())
-    return None if misfit[best] else best
+    return None if score[best] == np.inf else best

@@ -20,7 +20,7 @@ from pretrain.data.recent import Recent
 
 PLAN_VERSION = 3  # part of fingerprints: raise it when the same inputs give other batches
 WINDOW_ROWS = 1024
-WINDOW_PAIRS = 3000  # records of a window at most, where several features are packed side by side, which takes longer
+WINDOW_PAIRS = 2000  # records of a window at most, where several features are packed side by side, which takes longer
 
 
 def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
