@@ -1,7 +1,7 @@
 """Trains a tokenizer on a sample of the corpus, or takes one that exists.
 
-Training is deterministic: the same text, configuration and seed give the same model. SentencePiece runs in one thread
-for that reason; unigram: Kudo 2018 (arXiv:1804.10959); BPE: Sennrich et al. 2016 (arXiv:1508.07909).
+Training is deterministic: the same text, configuration and seed give the same model. Unigram: Kudo 2018
+(arXiv:1804.10959); BPE: Sennrich et al. 2016 (arXiv:1508.07909).
 """
 
 import base64
@@ -22,6 +22,7 @@ from pretrain.data.tokenizers import Bytes, HuggingFace, SentencePiece, Tokenize
 
 KINDS = ("bpe", "unigram", "byte_bpe", "bytes", "load")
 SMALLEST = 320  # the 256 bytes, special ids and a few pieces
+TRAINING_THREADS = 8  # on every machine: sums of floats, and with them a unigram model, depend on the number
 # How tiktoken's published ranks cut text into words; its ranks files do not say.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -131,7 +132,8 @@ def _train_sentencepiece(config: TokenizerConfig, sample: list[str]) -> bytes:
             eos_id=1,
             unk_id=2,
             bos_id=3,
-            num_threads=1,
+            num_threads=TRAINING_THREADS,
+            num_sub_iterations=1,  # of EM between prunings of a unigram model: two take longer and gain nothing
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from toy_data import Halves, Noisy, Plain, corpus_rows, log_normal, write_cache, write_corpus
+from toy_data import Halves, Noisy, Pair, Plain, corpus_rows, log_normal, write_cache, write_corpus
 
 from pretrain.core.errors import UserError
 from pretrain.data import tokenizers
 from pretrain.data.cache import CacheConfig, build_cache
 from pretrain.data.inspect import describe_batch
+from pretrain.data.inspect_page import batch_page
 from pretrain.data.loader import make_loader
 from pretrain.data.records import Feature
 from pretrain.data.tokenizer_training import TokenizerConfig
@@ -80,3 +81,37 @@ def test_the_end_of_the_data_is_said(tmp_path):
     assert "row 0: 1 piece of a" in shown and "row 3: empty, past the end of the data" in shown
     with pytest.raises(UserError, match="rows = 0"):
         describe_batch(make_loader(cache, objective=Plain(), **OPTIONS), 0, rows=0)
+
+
+def test_a_page_shows_every_token_once_and_crosses_out_what_does_not_count(text_run):
+    corpus, cache, tokenizer = text_run
+
+    class Masked(Plain):
+        """As a causal objective that predicts nothing in the first half of a row."""
+
+        def finish(self, packed, rng):
+            weights = (packed["segment_ids"] > 0) & (np.arange(400) >= 200)
+            return {**packed, "targets": packed["tokens"], "loss_weights": weights.astype(np.float32)}
+
+    loader = make_loader(cache, objective=Masked(), **OPTIONS)
+    page = batch_page(loader, 2, tokenizer, rows=2, corpus_dir=corpus)
+    batch = loader.batch(2)
+    real = int((batch["segment_ids"][:2] > 0).sum())
+    assert page.count("<span") == 2 * real  # tokens and targets
+    assert page.count('class="off') == int((batch["segment_ids"][:2, :200] > 0).sum())
+    assert page.count("&lt;eos&gt;") == 2 * int((batch["tokens"][:2] == tokenizer.eos_id).sum())
+    assert page.count("<section") == int(batch["segment_ids"][:2].max(axis=1).sum())
+    assert "file.txt:" in page and page.count("</span>") == page.count("<span") and "<script" not in page
+
+
+def test_a_page_of_what_is_no_text(tmp_path):
+    features = [Feature("frames", "uint8", (2, 2)), Feature("moves", "float32", (3,))]
+    cache = write_cache(tmp_path, {"<b>": [[[3, 2], [1, 4]]]}, features=features)
+
+    class Recording(Pair):
+        features = ("frames", "moves")
+
+    page = batch_page(make_loader(cache, objective=Recording(), epochs=1, **OPTIONS), 0, rows=2)
+    assert "[3, 2, 2], 0 to 11" in page and "[4, 3]" in page and "empty, past the end of the data" in page
+    assert "&lt;b&gt;" in page and "<b>" not in page
+    assert page.count('class="bar"') == 2 and "<span" not in page
