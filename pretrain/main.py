@@ -172,25 +172,24 @@ def _curate(values, bindings):
         "engine": values.engine,
         "beam_options": values.beam_options,
     }
-    if values.workdir is None and values.output is not None and _load_recipe(values, bindings):
+    if values.workdir is None and values.output is not None and not values.module_import:
         from pretrain.curate.command import run_configured
 
-        run_configured(values.output, **options)
-    else:
-        _experiment(values, bindings).curate(output=values.output, **options)
+        if _load_recipe(values, bindings):
+            run_configured(values.output, **options)
+            return
+    _experiment(values, bindings).curate(output=values.output, **options)
 
 
 def _load_recipe(values, bindings) -> bool:
-    """Configures curation alone, which takes a fifth of the time; False where the gin files are about more."""
-    if values.module_import or not values.gin_file:
-        return False
+    """Configures curation alone, without waiting for jax; False where the gin files are about more, or are wrong."""
     from pretrain.core import config
 
     try:
         config.load(values.gin_file, _with_input(values, bindings))
     except UserError:
         return False
-    return True
+    return bool(values.gin_file)
 
 
 def _explain(values):

@@ -1,7 +1,11 @@
 """--explain and the other flags of `pretrain curate`."""
 
 import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 import toy_stages
@@ -93,6 +97,17 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["curate", "--explain=leak"]) == 2
     assert "--explain needs --output" in capsys.readouterr().err
     assert main(["curate", *flags, "--engine=spark"]) == 2
+
+
+def test_curation_alone_starts_without_jax(tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", records(5))
+    flags = ["--gin_file=data_recipes/quickstart.gin", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out"]
+    script = (
+        f"import sys; from pretrain.main import main; assert main({['curate', *flags, '--workers=1']}) == 0; "
+        "assert not {'jax', 'grain', 'tensorflow'} & set(sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
 QUESTION = "Which of these seven rivers flows through nine old towns before it reaches the cold northern sea at last"
