@@ -27,13 +27,18 @@ DECLARED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
+PUBLIC_DOMAIN = "LicenseRef-public-domain"
 MIT_GRANT = "permission is hereby granted free of charge to any person obtaining"
 BSD_GRANT = "redistribution and use in source and binary forms with or without modification are permitted"
 ISC_GRANT = r"permission to use copy modify and (?:or )?distribute this software for any purpose"
 OLD_GRANT = r"permission to use copy modify (?:and )?(?:distribute )?(?:and sell )?this software and its documentation"
 # (identifier, words it has, words it has not); words are regular expressions over single-spaced lower-case words.
 PHRASES: tuple[tuple[str, str, str], ...] = (
-    ("MIT", rf"{MIT_GRANT}.{{0,900}}permission notice shall be included", "redistributions of source code must"),
+    (
+        "MIT",
+        rf"{MIT_GRANT}.{{0,900}}permission notice (?:including the next paragraph )?shall be included",
+        "^$",
+    ),
     ("MIT-0", MIT_GRANT, "permission notice|redistributions of source code must|preserved|notices? "),
     ("NCSA", rf"{MIT_GRANT}.{{0,900}}redistributions of source code must", "^$"),
     ("BSD-4-Clause", rf"{BSD_GRANT}.{{0,2500}}all advertising materials mentioning", "^$"),
@@ -50,7 +55,7 @@ PHRASES: tuple[tuple[str, str, str], ...] = (
     (
         "Apache-2.0",
         r"apache license,? version 2|apache(?: software)? license v?(?:ersion )?2|apache 2 0 license"
-        r"|apache org licenses license 2 0",
+        r"|apache org licenses license 2 0|^version 2 0 january 2004",
         "^$",
     ),
     ("MPL-2.0", r"mozilla public license (?:v|version |v )?2 0|mozilla org mpl 2 0", "^$"),
@@ -59,19 +64,32 @@ PHRASES: tuple[tuple[str, str, str], ...] = (
     ("EPL-1.0", r"eclipse public license (?:v |version |v)?1 0", "^$"),
     ("CDDL-1.0", "common development and distribution license", "^$"),
     ("Unlicense", "free and unencumbered software released into the public domain", "^$"),
-    ("CC0-1.0", "cc0 1 0 universal|creative commons zero|creativecommons org publicdomain zero 1 0", "^$"),
+    (
+        "CC0-1.0",
+        "cc0 1 0 universal|creative commons zero|creativecommons org publicdomain zero 1 0|cc0 public domain dedication"
+        "|all copyright and related and neighboring rights to this software to the public domain",
+        "^$",
+    ),
     ("PSF-2.0", r"python software foundation license(?: version)? 2|psf license agreement for python", "^$"),
-    ("Artistic-2.0", r"artistic license (?:version )?2 0", "^$"),
-    ("Artistic-1.0-Perl", "artistic license", "artistic license (?:version )?2 0|same terms as"),
+    ("Artistic-2.0", r"artistic license (?:version )?2 0|copyright c 2000 2006 the perl foundation", "^$"),
+    (
+        "Artistic-1.0-Perl",
+        "artistic license",
+        "artistic license (?:version )?2 0|same terms as|2000 2006 the perl foundation",
+    ),
     (
         "Artistic-1.0-Perl OR GPL-1.0-or-later",
         r"(?:under the )?same terms as (?:the )?perl(?: \d| itself| programming)",
         "artistic license (?:version )?2",
     ),
-    ("BSL-1.0", "boost software license version 1 0", "^$"),
+    (
+        "BSL-1.0",
+        "boost software license version 1 0|any person or organization obtaining a copy of the software",
+        "^$",
+    ),
     ("Zlib", "altered source versions must be plainly marked", "^$"),
     ("WTFPL", "do what the fuck you want to public license", "^$"),
-    ("OFL-1.1", "sil open font license", "^$"),
+    ("OFL-1.1", "sil open font license|open font license ofl", "^$"),
     (
         "FSFAP",
         "copying and distribution of this file with or without modification are permitted in any medium",
@@ -86,7 +104,7 @@ PHRASES: tuple[tuple[str, str, str], ...] = (
     ("BUSL-1.1", "business source license 1 1", "^$"),
     ("Elastic-2.0", "elastic license 2 0", "^$"),
     (
-        "LicenseRef-public-domain",
+        PUBLIC_DOMAIN,
         r"(?:placed|released|dedicated) (?:in|into|to) the public domain|is in the public domain",
         "free and unencumbered",
     ),
@@ -100,13 +118,20 @@ NAMED = (
     ("BSD-2-Clause", r"under (?:the )?(?:terms of )?(?:the )?(?:2 clause bsd|bsd 2 clause|simplified bsd) licen"),
     ("BSL-1.0", r"boost org license 1 0"),
 )
-GNU = (("AGPL", "gnu affero general public license"), ("LGPL", "gnu (?:lesser|library) general public license"))
-GNU = (*GNU, ("GPL", "gnu general public license"), ("GFDL", "gnu free documentation license"))
+GNU = (
+    ("AGPL", r"(?:gnu affero general public license|\b(?:gnu )?agpl ?(?=v?\d|version|license))"),
+    ("LGPL", r"(?:gnu (?:lesser|library) (?:general )?public license|\b(?:gnu )?lgpl ?(?=v?\d|version|license))"),
+    ("GPL", r"(?:gnu general public license|\b(?:gnu )?gpl ?(?=v?\d|version|license))"),
+    ("GFDL", r"(?:gnu free documentation license|\bgnu fdl\b)"),
+)
+GRANTED = r"(?:terms|conditions|version \d(?: \d)?) (?:and conditions )?of (?:either )?(?:the )?"
 VERSION = r"(?:version|v) ?(\d)(?: (\d))?"
 LATER = r"or (?:at your option )?(?:any )?later"
 CREATIVE_COMMONS = re.compile(
     r"(?:creative commons|cc) (?:by|attribution)((?: (?:nc|nd|sa|sharealike|share alike|noncommercial|non commercial|"
     r"noderivatives|noderivs|no derivatives)){0,3}) (?:license )?(?:version )?(?:v)?(\d) (\d)"
+    r"|^(?:creative commons legal code )?attribution((?: (?:noncommercial|noderivs|noderivatives|sharealike)){0,2}) "
+    r"(\d) (\d) (?:unported|international|generic)"
 )
 CC_SHORT = {"sharealike": "SA", "share alike": "SA", "noncommercial": "NC", "non commercial": "NC"}
 CC_SHORT |= {"noderivatives": "ND", "noderivs": "ND", "no derivatives": "ND", "sa": "SA", "nc": "NC", "nd": "ND"}
@@ -134,6 +159,10 @@ def licence_of(text: str) -> str | None:
     found = [name for name, has, has_not in PHRASES if re.search(has, words) and not re.search(has_not, words)]
     found += [name for name, has in NAMED if name not in found and re.search(has, words)]
     found += _gnu(words) + _creative_commons(words)
+    if "PSF-2.0" in found:  # whose text tells the licences of older versions
+        return "PSF-2.0"
+    if len(found) > 1:  # said of parts, or of what a licence is not
+        found = [name for name in found if name != PUBLIC_DOMAIN]
     return _joined(
         found,
         "OR" if re.search(r"under (?:the terms of )?either|at your (?:choice|option) (?:of|either)", words) else "AND",
@@ -167,10 +196,11 @@ def _own_gnu(title: str) -> list[str]:
 
 
 def _gnu(words: str) -> list[str]:
-    """GNU licences that a notice names, with their versions."""
+    """GNU licences that a notice grants, or else names, with their versions."""
+    granted = [(name, title) for name, title in GNU if re.search(GRANTED + title, words)]
     found = []
-    for name, title in GNU:
-        match = re.search(title, words)
+    for name, title in granted or GNU:
+        match = re.search((GRANTED if granted else "") + title, words)
         if not match:
             continue
         around = words[max(0, match.start() - 160) : match.end() + 260]
@@ -185,8 +215,9 @@ def _creative_commons(words: str) -> list[str]:
     match = CREATIVE_COMMONS.search(words)
     if not match:
         return []
-    parts = [short for long, short in CC_SHORT.items() if re.search(rf"\b{long}\b", match[1])]
-    return ["-".join(["CC-BY", *[part for part in ("NC", "ND", "SA") if part in parts], f"{match[2]}.{match[3]}"])]
+    kind, major, minor = match.group(1, 2, 3) if match[2] else match.group(4, 5, 6)
+    parts = [short for long, short in CC_SHORT.items() if re.search(rf"\b{long}\b", kind)]
+    return ["-".join(["CC-BY", *[part for part in ("NC", "ND", "SA") if part in parts], f"{major}.{minor}"])]
 
 
 def _joined(names: list[str], word: str) -> str | None:
