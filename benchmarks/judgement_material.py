@@ -81,14 +81,14 @@ def language_documents(root: pathlib.Path, per_language: int) -> list[Labelled]:
     """Runs of whole paragraphs of translated man pages, 200–1,000 characters, at most three a page.
 
     Translations leave some paragraphs in English. These are left out: paragraphs that stand word for word on two pages,
-    that have no letter of the language's own script, or six tenths of whose words are words of the English pages.
+    that have no letter of the language's own script, or half of whose words are words of the English pages.
     """
     man = root / "usr/share/man"
     folders = {"en": sorted(man.glob("man*")), **{code: [man / code] for code in TRANSLATIONS}}
     pages = {code: {path: paragraphs(path) for path in _pages(paths)} for code, paths in folders.items()}
     seen = Counter(text for found in pages.values() for page in found.values() for text in set(page))
     english = Counter(word for page in pages["en"].values() for text in page for word in _words(text))
-    common = {word for word, count in english.items() if count >= 3 and word.isascii()}
+    common = {word for word, count in english.items() if count >= 2 and word.isascii()}
     documents = []
     for code, found in pages.items():
         label = {"pt_BR": "pt", "zh_CN": "zh"}.get(code, code)
@@ -116,7 +116,7 @@ def _is_translated(text: str, code: str, english: set[str]) -> bool:
     if code in OWN_SCRIPT:
         return sum(ord(character) > 0x24F for character in text) >= 0.2 * len(text)
     words = set(_words(text))
-    return sum(word in english for word in words) <= 0.6 * len(words)
+    return sum(word in english for word in words) <= 0.5 * len(words)
 
 
 def _words(text: str) -> list[str]:

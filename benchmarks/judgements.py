@@ -99,7 +99,7 @@ def language(root: pathlib.Path, seed: int) -> list[Result]:
     texts, labels = [d.text for d in documents], [d.label for d in documents]
     stage = Language(action="tag")
     started = time.process_time()
-    found = tag(stage, texts, "language")
+    found = ["nb" if code == "no" else code for code in tag(stage, texts, "language")]  # Norwegian, not Nynorsk
     seconds = time.process_time() - started
     scores = tag(stage, texts, "language_score")
     accuracy = by_label(labels, [a == b for a, b in zip(found, labels, strict=True)])
@@ -342,7 +342,7 @@ def _score(truth: list[list], found: list[list]) -> tuple[float, float, float]:
 
 
 def _mail_headers(root: pathlib.Path) -> list[Result]:
-    """Recall on addresses that Python's mail parser finds in From, To and Received, in mails nobody wrote for a test."""
+    """Recall on what Python's mail parser finds in From, To and Received of mails that nobody wrote for a test."""
     wanted, masked = Counter(), Counter()
     stage = Pii()
     for mail in material.mails(root, "easy-ham-2"):

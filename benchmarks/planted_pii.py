@@ -17,9 +17,42 @@ import phonenumbers
 from pretrain.curate.pii_numbers import luhn
 
 COUNTRIES = (
-    "US GB DE FR IT ES PT NL BE CH AT SE NO DK FI PL CZ HU RO GR TR RU UA IN CN JP KR AU NZ ZA BR AR MX CA".split()
+    "US",
+    "GB",
+    "DE",
+    "FR",
+    "IT",
+    "ES",
+    "PT",
+    "NL",
+    "BE",
+    "CH",
+    "AT",
+    "SE",
+    "NO",
+    "DK",
+    "FI",
+    "PL",
+    "CZ",
+    "HU",
+    "RO",
+    "GR",
+    "TR",
+    "RU",
+    "UA",
+    "IN",
+    "CN",
+    "JP",
+    "KR",
+    "AU",
+    "NZ",
+    "ZA",
+    "BR",
+    "AR",
+    "MX",
+    "CA",
 )
-UNKNOWN_COUNTRIES_ARE_INTERNATIONAL = {"US", "GB"}
+NATIONAL_COUNTRIES = {"US", "GB"}
 
 
 class Planted(NamedTuple):
@@ -162,7 +195,7 @@ def _phone(draw: random.Random, country: str | None = None) -> str:
         if phonenumbers.is_valid_number(number):
             break
     formats = [phonenumbers.PhoneNumberFormat.INTERNATIONAL, phonenumbers.PhoneNumberFormat.E164]
-    if country in UNKNOWN_COUNTRIES_ARE_INTERNATIONAL:
+    if country in NATIONAL_COUNTRIES:
         formats.append(phonenumbers.PhoneNumberFormat.NATIONAL)
     written = phonenumbers.format_number(number, draw.choice(formats))
     return written.replace(" ", draw.choice([" ", ".", "-", " "])) if "(" not in written else written

@@ -33,7 +33,9 @@ SERVICES = (
     r"eyJ[A-Za-z0-9_-]{8,4000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,1000}",  # JSON Web Token
 )
 SERVICE = re.compile(rf"(?<![A-Za-z0-9_-])(?:{'|'.join(SERVICES)})(?![A-Za-z0-9_])")
-BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----[\s\S]{1,20000}?-----END \1-----")
+BLOCK = re.compile(
+    r"-----BEGIN ([A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----(?:[^-]|-(?!----)){1,20000}-----END \1-----"
+)
 IN_URL = re.compile(r"(?<=://)[^\s/:@'\"<>]{1,64}:([^\s/:@'\"<>{}$]{3,128})@(?=[\w\[])")
 NAME = (
     r"(?:api|access|secret|private|auth|encryption|signing|client|account|app|license)[_ .-]?(?:key|token|secret|id)"
