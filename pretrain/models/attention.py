@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         self.query = Projection((embed,), (heads, size), ("embed", "heads", None), config, rngs=rngs, scale=scale)
         self.key = Projection((embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale)
         self.value = Projection((embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale)
-        out_scale = (scale or 1 / math.sqrt(heads * size)) / math.sqrt(2 * config.num_layers)
+        out_scale = config.output_scale(heads * size)
         self.out = Projection((heads, size), (embed,), ("heads", None, "embed"), config, rngs=rngs, scale=out_scale)
         self.query_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
         self.key_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None

@@ -1,6 +1,7 @@
 """What a Transformer is made of: one frozen config for the whole family; every choice is a gin binding."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import gin
@@ -33,6 +34,9 @@ class TransformerConfig:
         qk_norm: RMSNorm on queries and keys of each head (Dehghani et al. 2023).
         init_scale: standard deviation of matrices; None = 1/sqrt(fan in). Output projections are divided by
             sqrt(2 * num_layers) (GPT-2, section 2.3).
+        parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
+            `models.parametrization`.
+        base_embed_dim, base_num_layers: shape of the proxy at which the learning rate was found.
         remat: what the backward pass computes again: nothing, all but matrix products, or the whole layer.
         scan_unroll: layers per step of the scan; -1 unrolls all (faster to run, slower to compile).
         param_dtype, compute_dtype: "auto" for compute is bfloat16 where the hardware has it, else float32.
@@ -57,6 +61,9 @@ class TransformerConfig:
     logit_softcap: float | None = None
     qk_norm: bool = False
     init_scale: float | None = None
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
+    base_embed_dim: int = 128
+    base_num_layers: int = 4
     remat: Remat = "none"
     scan_unroll: int = 1
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -65,7 +72,8 @@ class TransformerConfig:
 
     def __post_init__(self):
         check_fields(self)
-        positive = ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length", "norm_epsilon", "rope_theta")
+        positive = ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length", "norm_epsilon", "rope_theta",
+                    "base_embed_dim", "base_num_layers")  # fmt: skip
         for name in (*positive, "vocab_size", "kv_heads", "head_dim", "logit_softcap", "init_scale"):
             value = getattr(self, name)
             check(value is None or value > 0, f"TransformerConfig.{name} must be > 0, got {value!r}")
@@ -96,6 +104,26 @@ class TransformerConfig:
     def query_dim(self) -> int:
         """Size of one head."""
         return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def width_ratio(self) -> float:
+        """Width over the base's, where the parametrisation asks; else 1."""
+        return 1.0 if self.parametrization == "standard" else self.embed_dim / self.base_embed_dim
+
+    @property
+    def depth_ratio(self) -> float:
+        """Depth over the base's, where the parametrisation asks; else 1."""
+        return self.num_layers / self.base_num_layers if self.parametrization == "completep" else 1.0
+
+    @property
+    def embedding_scale(self) -> float:
+        """Standard deviation of initial embeddings; with "mup" that of the base shape."""
+        return self.init_scale or math.sqrt(self.width_ratio / self.embed_dim)
+
+    def output_scale(self, inputs: int) -> float:
+        """Standard deviation of the initial matrix that ends a residual branch, from `inputs` values."""
+        depth = self.num_layers / self.depth_ratio
+        return (self.init_scale or 1 / math.sqrt(inputs)) / math.sqrt(2 * depth)
 
     @property
     def is_gated(self) -> bool:

@@ -1,7 +1,5 @@
 """The feed-forward sub-layer: two matrices, or three with a gate (Shazeer 2020, "GLU variants improve Transformer")."""
 
-import math
-
 import jax
 from flax import nnx
 
@@ -19,8 +17,7 @@ class Mlp(nnx.Module):
         self.gate = (
             Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale) if config.is_gated else None
         )
-        out_scale = (scale or 1 / math.sqrt(mlp)) / math.sqrt(2 * config.num_layers)
-        self.down = Projection((mlp,), (embed,), ("mlp", "embed"), config, rngs=rngs, scale=out_scale)
+        self.down = Projection((mlp,), (embed,), ("mlp", "embed"), config, rngs=rngs, scale=config.output_scale(mlp))
         self.activation = config.activation
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:

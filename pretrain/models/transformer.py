@@ -4,7 +4,6 @@ Axes: B batch · L length · S cache capacity · D embed · V vocabulary · N la
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +25,16 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs=rngs)
         self.mlp_norm = Norm(config.embed_dim, config)
         self.mlp = Mlp(config, rngs=rngs)
+        self.branch_scale = 1 / config.depth_ratio
 
     def __call__(self, x_BLD, mask_BLS, rotary, cache=None, offset=None, *, causal):
         y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask_BLS, rotary, cache, offset, causal=causal)
-        x_BLD = x_BLD + y_BLD
-        x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        x_BLD = x_BLD + self._scaled(y_BLD)
+        x_BLD = x_BLD + self._scaled(self.mlp(self.mlp_norm(x_BLD)))
         return constrain(x_BLD, "batch", "length", "activation_embed"), cache
+
+    def _scaled(self, branch_BLD):
+        return branch_BLD if self.branch_scale == 1 else branch_BLD * self.branch_scale
 
 
 class Transformer(nnx.Module):
@@ -40,7 +43,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         check(config.vocab_size is not None, "TransformerConfig.vocab_size is not set")
         self.config = config
-        dtype, scale = config.param_dtype, config.init_scale or 1 / math.sqrt(config.embed_dim)
+        dtype, scale = config.param_dtype, config.embedding_scale
         table = lambda rows: scale * jax.random.normal(rngs.params(), (rows, config.embed_dim), dtype)  # noqa: E731
         self.embedding = param(table(config.vocab_size), ("vocab", "embed"))
         learned = config.positions == "learned"
@@ -67,6 +70,8 @@ class Transformer(nnx.Module):
         kernel_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
         logits_BLV = contract(hidden_BLD, kernel_DV.astype(hidden_BLD.dtype), dtype=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "activation_vocab")
+        if self.config.width_ratio != 1:
+            logits_BLV = logits_BLV / self.config.width_ratio
         if self.config.logit_softcap is not None:
             logits_BLV = self.config.logit_softcap * jnp.tanh(logits_BLV / self.config.logit_softcap)
         return logits_BLV

@@ -45,13 +45,16 @@ def is_matrix(axes: tuple[str | None, ...]) -> bool:
     return len([axis for axis in axes if axis != "layers"]) >= 2
 
 
-def build_optimizer(config: Optimizer, schedule: Schedule, total_steps: int, logical_axes: Any):
+def build_optimizer(
+    config: Optimizer, schedule: Schedule, total_steps: int, logical_axes: Any, rate_scales: Any | None = None
+):
     """The gradient transformation and its learning-rate function.
 
     Args:
         config, schedule: hyperparameters.
         total_steps: length of the run, for the schedule.
         logical_axes: tree of axis names of the parameters, which decides what is decayed.
+        rate_scales: tree of factors on the learning rate, of the gradient's part of an update only; None for all 1.
     """
     learning_rate = schedule.build(total_steps)
     decayed = jax.tree.map(is_matrix, logical_axes, is_leaf=lambda node: isinstance(node, tuple))
@@ -60,6 +63,9 @@ def build_optimizer(config: Optimizer, schedule: Schedule, total_steps: int, log
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate),
     ]
+    if rate_scales is not None:
+        scale = lambda updates, params: jax.tree.map(lambda update, factor: update * factor, updates, rate_scales)  # noqa: E731
+        transforms.insert(1, optax.stateless(scale))
     if config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*transforms), learning_rate
