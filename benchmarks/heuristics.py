@@ -35,7 +35,7 @@ from pretrain.curate.gopher_repetition import GopherRepetition
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.curate.stages import tags
 
-FILTERS = (GopherQuality(), GopherRepetition(), FineWebQuality(), C4())
+FILTERS = (GopherQuality(), GopherRepetition(), FineWebQuality(), C4(bad_words=""))  # C4's words: not in datatrove's
 KEPT = "kept"
 PEER = """
 import json, sys, time

@@ -5,6 +5,7 @@ with the rules that only the authors' code has: citation marks, longest word, po
 """
 
 import dataclasses
+import functools
 import re
 
 import gin
@@ -13,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core import storage
-from pretrain.core.errors import UserError, check
+from pretrain.core.errors import check
 from pretrain.curate import lines, marks
 from pretrain.curate.checks import Checks, in_parts
 from pretrain.curate.lines import Lines, to_numpy
 from pretrain.curate.stages import replacements
+from pretrain.curate.toxicity import word_list
 from pretrain.curate.words import offsets, split_words
 
 CITATION = r"\[\d*\]|\[edit\]|\[citation needed\]"
@@ -35,25 +37,30 @@ class C4:
     has a curly bracket, if any of the bad words is in them, or if too few sentences are left.
 
     Attributes:
+        terminal_punctuation: whether lines must end as said (FineWeb leaves that to a rule of its own).
+        curly_brackets: whether a curly bracket rejects the document.
         min_words_per_line: words between white space.
         max_word_characters: of such a word.
         min_sentences: in the lines left.
         remove_citations: take [1], [edit] and [citation needed] out of the lines left.
-        bad_words: a file of words and phrases, one a line; None has none.
+        bad_words: a file of words and phrases, one a line, a star at the end for any ending; or a language, for our own
+            list (see `toxicity`); empty for none.
     """
 
+    terminal_punctuation: bool = True
+    curly_brackets: bool = True
     min_words_per_line: int = 3
     max_word_characters: int = 1_000
     min_sentences: int = 5
     remove_citations: bool = True
-    bad_words: str | None = None
+    bad_words: str = "en"
     name: str = "c4"
 
     def __post_init__(self):
         for rule in ("min_words_per_line", "max_word_characters", "min_sentences"):
             check(getattr(self, rule) >= 0, f"C4.{rule} must be at least 0, not {getattr(self, rule)}")
-        if self.bad_words is not None and not storage.Path(self.bad_words).is_file():
-            raise UserError(f"C4.bad_words: there is no file {self.bad_words}")
+        if self.bad_words:
+            bad_words(self.bad_words)
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:
         """Decides about lines, then about documents; only documents that stay are edited."""
@@ -66,8 +73,8 @@ class C4:
         rule_L, lorem, curly = self._judge(stripped)
         checks.broken("lorem_ipsum", split.total(lorem) > 0, split.total(lorem), 0)
         checks.broken("curly_bracket", split.total(curly) > 0, split.total(curly), 0)
-        if self.bad_words is not None:
-            found = to_numpy(pc.match_substring_regex(pc.utf8_lower(texts), self._bad_words()))
+        if self.bad_words:
+            found = to_numpy(pc.match_substring_regex(pc.utf8_lower(texts), bad_words(self.bad_words)))
             checks.broken("bad_words", found > 0, found, 0)
         kept = split.total(rule_L == 0)
         few = (kept < self.min_sentences) & ~checks.is_broken
@@ -85,9 +92,11 @@ class C4:
         rule_L, lorem, curly = np.ones((3, len(stripped)), np.int64)
         lorem[:] = curly[:] = 0
         shown = pc.replace_substring_regex(stripped, CITATION, "") if self.remove_citations else stripped
-        last = pc.utf8_slice_codeunits(shown, -1, None)
-        ends_well = to_numpy(pc.is_in(last, pa.array(list(".?!\"'"), pa.large_string())))
-        row = np.flatnonzero(ends_well & (1 - to_numpy(pc.ends_with(shown, "..."))))
+        row = np.arange(len(stripped))
+        if self.terminal_punctuation:
+            last = pc.utf8_slice_codeunits(shown, -1, None)
+            ends_well = to_numpy(pc.is_in(last, pa.array(list(".?!\"'"), pa.large_string())))
+            row = np.flatnonzero(ends_well & (1 - to_numpy(pc.ends_with(shown, "..."))))
         left, shown = stripped.take(pa.array(row)), shown.take(pa.array(row))
         words = pc.utf8_split_whitespace(left)
         lower = pc.utf8_lower(shown)
@@ -97,13 +106,14 @@ class C4:
             for line in left.filter(pa.array(longest)).to_pylist()
         ]
         counts = np.where(to_numpy(pc.binary_length(left)) > 0, to_numpy(pc.list_value_length(words)), 0)
-        has_lorem = to_numpy(pc.match_substring(lower, "lorem ipsum"))
-        has_javascript = to_numpy(pc.match_substring(lower, "javascript"))
+        has_lorem = to_numpy(pc.match_substring_regex(lower, "lorem ipsum"))
+        has_javascript = to_numpy(pc.match_substring_regex(lower, "javascript"))
         has_policy = to_numpy(pc.match_substring_regex(lower, "|".join(POLICIES)))
         is_short = counts < self.min_words_per_line
         reads_on = ~longest & ~is_short
         lorem[row] = reads_on & has_lorem
-        curly[row] = reads_on & (1 - has_javascript) & to_numpy(pc.match_substring(shown, "{"))
+        if self.curly_brackets:
+            curly[row] = reads_on & (1 - has_javascript) & to_numpy(pc.match_substring_regex(shown, r"\{"))
         rule_L[row] = np.select([is_short, longest, has_javascript > 0, has_policy > 0], [2, 3, 4, 5], 0)
         return rule_L, lorem, curly
 
@@ -155,12 +165,22 @@ class C4:
         text, start, end = np.array(found, np.int64).reshape(-1, 3).T
         return replacements(ids.take(pa.array(text)), "citation", pa.array(start), pa.array(end))
 
-    def _bad_words(self) -> str:
-        """A pattern that finds any of the bad words in lower-case text, with nothing of a word on either side."""
-        listed = storage.Path(self.bad_words).read_text(encoding="utf-8").splitlines()
-        words = sorted({line.strip().lower() for line in listed} - {""})
-        escaped = ["".join(f"\\x{{{ord(character):x}}}" for character in word) for word in words]
-        return r"(?:^|[^\p{L}\p{N}_])(?:" + "|".join(escaped) + r")(?:$|[^\p{L}\p{N}_])"
+
+@functools.lru_cache(maxsize=8)
+def bad_words(given: str) -> str:
+    """A pattern (of RE2) that finds any word of a list in lower-case text, with nothing of a word on either side.
+
+    Raises:
+        UserError: there is no such file or list.
+    """
+    is_language = re.fullmatch("[a-z]{2,3}", given) is not None
+    check(is_language or storage.Path(given).is_file(), f"C4.bad_words: there is no file {given}")
+    listed = word_list(given) if is_language else word_list("", given)
+    check(bool(listed), f"C4.bad_words: there is no list for the language {given!r}; name a file")
+    words = [
+        marks.literal(word.removesuffix("*")) + (r"[\p{L}\p{N}_]*" if word.endswith("*") else "") for word in listed
+    ]
+    return r"(?:^|[^\p{L}\p{N}_])(?:" + "|".join(words) + r")(?:$|[^\p{L}\p{N}_])"
 
 
 def positions(split: Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,11 @@ TERMINAL = (
 SYMBOLS = string.punctuation + TERMINAL + "—–…”“„’´«»►∶１％〈〉《》「」【】、，：；（）～━"
 
 
+def literal(text: str) -> str:
+    """A regular expression (RE2) that matches a text and nothing else."""
+    return "".join(f"\\x{{{ord(character):x}}}" for character in text)
+
+
 def in_class(characters: str) -> str:
     """The inside of a character class of a regular expression (RE2)."""
-    return "".join(f"\\x{{{ord(character):x}}}" for character in sorted(set(characters)))
+    return literal("".join(sorted(set(characters))))

@@ -186,14 +186,15 @@ def slow_c4(stage: C4, text: str) -> tuple[str | None, list[str]]:
     for whole in slow_lines(text):
         whole = whole.strip()
         line = CITATION.sub("", whole)
-        if not line.endswith((".", "?", "!", '"', "'")) or line.endswith("..."):
+        ends_well = line.endswith((".", "?", "!", '"', "'")) and not line.endswith("...")
+        if stage.terminal_punctuation and not ends_well:
             continue
         words = whole.split()
         if len(words) < stage.min_words_per_line or max(map(len, words), default=0) > stage.max_word_characters:
             continue
         lower = line.lower()
         lorem |= "lorem ipsum" in lower
-        curly |= "{" in line and "javascript" not in lower
+        curly |= stage.curly_brackets and "{" in line and "javascript" not in lower
         if "javascript" in lower or any(policy in lower for policy in POLICIES):
             continue
         left.append(line)
@@ -204,10 +205,10 @@ def slow_c4(stage: C4, text: str) -> tuple[str | None, list[str]]:
 
 
 @settings(deadline=None, max_examples=300)
-@given(TEXTS, st.integers(0, 4), st.integers(0, 3), st.sampled_from([11, 1_000]))
-@example(["a b c.\n\nx\na b c.\n\nx\n\n", "x\na b c.[1]\r\nx\n\u2028a b c d.", "x\n" * 3], 0, 3, 1_000)
-def test_c4_equals_plain_python(texts, sentences, words, longest):
-    stage = C4(min_words_per_line=words, max_word_characters=longest, min_sentences=sentences)
+@given(TEXTS, st.integers(0, 4), st.integers(0, 3), st.sampled_from([11, 1_000]), st.booleans(), st.booleans())
+@example(["a b c.\n\nx\na b c.\n\nx\n\n", "x\na b c.[1]\r\nx\n\u2028a b c d.", "x\n" * 3], 0, 3, 1_000, True, True)
+def test_c4_equals_plain_python(texts, sentences, words, longest, terminal, curly):
+    stage = C4(terminal, curly, words, longest, sentences, bad_words="")
     table = documents(texts)
     kept, rejected, edits = apply(table, stage.decide(batch(texts)), "c4")
     rules, texts_left = (
@@ -228,7 +229,7 @@ def test_c4_equals_plain_python(texts, sentences, words, longest):
 def test_c4_says_which_lines_it_took_out():
     text = "Menu\nOne two three four.\nIt needs JavaScript to run.\nSee our privacy policy now.\nNo.\n"
     text += "Five six seven[2].\nEnd\n\n"
-    kept, rejected, edits = apply(documents([text]), C4(min_sentences=2).decide(batch([text])), "c4")
+    kept, rejected, edits = apply(documents([text]), C4(min_sentences=2, bad_words="").decide(batch([text])), "c4")
     assert kept["text"].to_pylist() == ["One two three four.\nFive six seven.\n"]
     assert rejected.num_rows == 0
     found = [(row["rule"], text[row["span"]["start"] : row["span"]["end"]]) for row in edits.to_pylist()]
@@ -243,12 +244,17 @@ def test_c4_says_which_lines_it_took_out():
 
 
 def test_c4_rejects_documents_with_bad_words(tmp_path):
-    (tmp_path / "words.txt").write_text("Darn\nno (good\n\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("# a list\nDarn\nno (good\nsnit*\n\n", encoding="utf-8")
     stage = C4(min_sentences=0, bad_words=str(tmp_path / "words.txt"))
-    texts = ["A DARN thing.", "Undarned thing.", "darning", "It is no (good: bad.", "fine"]
-    assert [found and found[0] for found in decided(stage, texts)] == ["bad_words", None, None, "bad_words", None]
+    texts = ["A DARN thing.", "Undarned thing.", "darning", "It is no (good: bad.", "fine", "snits snit"]
+    expected = ["bad_words", None, None, "bad_words", None, "bad_words"]
+    assert [found and found[0] for found in decided(stage, texts)] == expected
+    ours = [found and found[0] for found in decided(C4(min_sentences=0), ["What bullshitters!", "A bull, a sheet."])]
+    assert ours == ["bad_words", None]
     with pytest.raises(UserError, match="no file"):
         C4(bad_words=str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="no list"):
+        C4(bad_words="xx")
 
 
 def test_gopher_quality_rules_by_example():
