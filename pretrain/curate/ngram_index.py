@@ -17,7 +17,7 @@ from pretrain.curate.simplify import simplify
 ANCHOR = 16  # bytes; shorter n-grams are not looked for
 MAX_NGRAM_BYTES = 1_024  # of longer ones the beginning is compared
 PIECE_BYTES = 1 << 19  # worked on at a time
-FILTER_LOAD = 16  # places in the bitmap an anchor
+FILTER_LOAD = 32  # places in the bitmap an anchor
 
 
 class Matches(NamedTuple):
@@ -46,15 +46,16 @@ class NgramIndex:
 
     def __init__(self, items: Sequence[Item], ngram: int, min_words: int):
         self.items = items
-        found = [np.unique(_ngrams(item, ngram, min_words), axis=0) for item in items]
-        self.item_offsets = np.cumsum([0, *map(len, found)])
-        every = np.concatenate([np.zeros((0, 3), np.uint64), *found])
-        ngrams, ngram = np.unique(every, axis=0, return_inverse=True)
-        ngram = ngram.reshape(-1)
-        order = np.argsort(ngram, kind="stable")
-        self._owners = np.repeat(np.arange(len(items)), np.diff(self.item_offsets))[order]
-        self._owners_first = np.searchsorted(ngram[order], np.arange(len(ngrams) + 1))
-        anchors, self.hashes, self._lengths = ngrams[:, 0], ngrams[:, 1], ngrams[:, 2].astype(np.int64)
+        item, hashes, anchors, lengths = _ngrams(items, ngram, min_words)
+        order = np.lexsort((hashes, item))
+        order = order[np.append(True, (np.diff(item[order]) != 0) | (np.diff(hashes[order]) != 0))[: len(order)]]
+        item, hashes, anchors, lengths = (column[order] for column in (item, hashes, anchors, lengths))
+        self.item_offsets = np.searchsorted(item, np.arange(len(items) + 1))
+        # One row an n-gram, sorted by anchor; `_owners` are the items of each.
+        order = np.lexsort((item, hashes, anchors))
+        is_new = np.append(True, np.diff(hashes[order]) != 0)[: len(order)]
+        self._owners, self._owners_first = item[order], np.append(np.flatnonzero(is_new), len(order))
+        self.hashes, anchors, self._lengths = (column[order][is_new] for column in (hashes, anchors, lengths))
         self._anchors, first = np.unique(anchors, return_index=True)
         self._first = np.append(first, len(anchors))
         bits = int(np.clip(np.ceil(np.log2(FILTER_LOAD * max(1, len(self._anchors)))), 12, 28))
@@ -79,7 +80,7 @@ class NgramIndex:
         joined = b" ".join(content for _, _, content in pieces)
         hashes = SpanHashes(joined)
         windows = hashes.windows(ANCHOR)
-        start = np.flatnonzero(self._filter[windows >> self._filter_shift])
+        start = np.flatnonzero(self._filter[(windows >> self._filter_shift).view(np.int64)])
         anchor = np.searchsorted(self._anchors, windows[start])
         is_found = anchor < len(self._anchors)
         is_found[is_found] = self._anchors[anchor[is_found]] == windows[start[is_found]]
@@ -117,22 +118,36 @@ def letter_positions(text: str) -> np.ndarray:
     return np.repeat(np.arange(len(text)), lengths)
 
 
-def _ngrams(item: Item, ngram: int, min_words: int) -> np.ndarray:
-    """(hash of the anchor, hash, bytes) of each n-gram of an item, uint64 [N, 3]."""
-    rows = [np.zeros((0, 3), np.uint64)]
-    for words in (text.split() for text in simplify(item.texts)):
-        if len(words) < min_words:
-            continue
-        edges = np.cumsum([0, *map(len, words)])
+def _ngrams(items: Sequence[Item], ngram: int, min_words: int) -> list[np.ndarray]:
+    """(item, hash, hash of the anchor, bytes) of each n-gram, with repetitions, in four columns."""
+    rows = [[np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64)]]
+    held: list[tuple[int, list[bytes]]] = []
+    size = 0
+    for number, item in enumerate(items):
+        for words in (text.split() for text in simplify(item.texts)):
+            if len(words) >= min_words:
+                held.append((number, words))
+                size += sum(map(len, words))
+        if held and (size >= PIECE_BYTES or number == len(items) - 1):
+            rows.append(_hashed(held, ngram))
+            held, size = [], 0
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _hashed(texts: list[tuple[int, list[bytes]]], ngram: int) -> list[np.ndarray]:
+    owners, starts, ends, base = [], [], [], 0
+    for owner, words in texts:
+        edges = base + np.cumsum([0, *map(len, words)])
         size = min(ngram, len(words))
-        start, end = edges[: len(edges) - size], edges[size:]
-        is_long = end - start >= ANCHOR
-        start, end = start[is_long], np.minimum(end, start + MAX_NGRAM_BYTES)[is_long]
-        if len(start):
-            hashes = SpanHashes(b"".join(words))
-            anchors = hashes.windows(ANCHOR)[start]
-            rows.append(np.stack([anchors, hashes(start, end), (end - start).astype(np.uint64)], axis=1))
-    return np.concatenate(rows)
+        starts.append(edges[: len(edges) - size])
+        ends.append(edges[size:])
+        owners.append(np.full(len(edges) - size, owner))
+        base = edges[-1]
+    owner, start, end = (np.concatenate(column) for column in (owners, starts, ends))
+    is_long = end - start >= ANCHOR
+    owner, start, end = owner[is_long], start[is_long], np.minimum(end, start + MAX_NGRAM_BYTES)[is_long]
+    hashes = SpanHashes(b"".join(b"".join(words) for _, words in texts))
+    return [owner, hashes(start, end), hashes.windows(ANCHOR)[start], end - start]
 
 
 def _groups(letters: Sequence[bytes]) -> Iterator[list[tuple[int, int, bytes]]]:
