@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core import storage
-from pretrain.core.errors import check
+from pretrain.core.errors import RunError, check
 from pretrain.curate import leak_report
 from pretrain.curate.benchmark_files import BenchmarkFields, Item, load_items
 from pretrain.curate.hashing import KEY_BYTES, from_binary, mix, to_binary
@@ -89,7 +89,7 @@ class Decontaminate:
             UserError: a file is missing, or a record in it cannot be read.
         """
         items = load_items(self.against, self.fields)
-        return FindLeaks(self, storage.fingerprint([list(item) for item in items]), self.name)
+        return FindLeaks(self, _fingerprint(items), self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +196,14 @@ class FindLeaks:
 
 @functools.lru_cache(1)
 def _index(stage: FindLeaks) -> NgramIndex:
-    items: list[Item] = load_items(stage.config.against, stage.config.fields)
+    items = load_items(stage.config.against, stage.config.fields)
+    if _fingerprint(items) != stage.fingerprint:
+        raise RunError(f"the benchmark files {stage.config.against} changed while this run read them; run it again")
     return NgramIndex(items, stage.config.ngram, stage.config.min_words)
+
+
+def _fingerprint(items: Sequence[Item]) -> str:
+    return storage.fingerprint([list(item) for item in items])
 
 
 def _character_spans(text: str, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from corpora import batch, documents, output_table, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.core.errors import UserError
+from pretrain.core.errors import RunError, UserError
 from pretrain.curate import ngram_index
 from pretrain.curate.benchmark_files import BenchmarkFields, Item, load_items
 from pretrain.curate.decontaminate import Decontaminate
@@ -204,6 +204,13 @@ def test_a_benchmark_that_cannot_be_read_ends_the_run(tmp_path, content, problem
     (tmp_path / "bench.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=problem):
         Decontaminate(str(tmp_path / "bench.jsonl")).fit()
+
+
+def test_benchmarks_that_change_during_a_run_end_it(bench, tmp_path):
+    stage = bench({"q1": QUESTION})
+    write_jsonl(tmp_path / "bench.jsonl", [{"id": "q1", "text": QUESTION + " And what of the ducks?"}])
+    with pytest.raises(RunError, match="changed"):
+        stage.key(batch([QUESTION]))
 
 
 @pytest.mark.parametrize(
