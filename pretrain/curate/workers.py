@@ -10,8 +10,9 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from pretrain.core import storage
 from pretrain.core.errors import RunError, check
 
 SECONDS_BETWEEN_LINES = 10.0
+TASKS_AHEAD = 2  # so that a worker never waits while this process is at a task of its own
 
 
 class Task(NamedTuple):
@@ -40,10 +42,10 @@ def available_cores() -> int:
 
 
 class Workers:
-    """A pool of worker processes, started when first needed; one worker is this process itself.
+    """This process and others beside it, which are started when there is first something for them to do.
 
     Args:
-        count: processes; None for one a core.
+        count: processes, this one included; None for one a core.
         shared: the first argument of every task; sent to each worker once.
     """
 
@@ -54,9 +56,13 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
+        self._cpu_count = pa.cpu_count()
+        if self.count > 1:
+            pa.set_cpu_count(1)  # the other cores have workers of their own
         return self
 
     def __exit__(self, *exception) -> None:
+        pa.set_cpu_count(self._cpu_count)
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -76,12 +82,20 @@ class Workers:
         return [storage.read_json(task.result) for task in tasks]
 
     def _run_in_pool(self, pending: list[Task], progress: "Progress") -> None:
+        """Keeps `TASKS_AHEAD` tasks waiting for each other process, and does what is left here meanwhile."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self._shared,))
+            self._pool = ProcessPoolExecutor(self.count - 1, context, _start_worker, (self._shared,))
+        waiting, given = deque(pending), set()
         try:
-            for future in as_completed([self._pool.submit(_run_in_worker, task) for task in pending]):
-                progress.advance(future.result())
+            while waiting or given:
+                while waiting and len(given) < TASKS_AHEAD * (self.count - 1):
+                    given.add(self._pool.submit(_run_in_worker, waiting.popleft()))
+                if waiting:
+                    progress.advance(_run_task(self._shared, waiting.pop()))
+                done, given = wait(given, timeout=0 if waiting else None, return_when=FIRST_COMPLETED)
+                for future in done:
+                    progress.advance(future.result())
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker process died, most often for want of memory; run the same command again to go on "
@@ -105,7 +119,7 @@ def _run_in_worker(task: Task) -> dict:
 def _start_worker(shared: Any) -> None:
     """Keeps `shared`, and makes this worker exit when its parent is gone: it would wait for work forever."""
     _worker_shared.append(shared)
-    pa.set_cpu_count(1)  # the other cores have workers of their own
+    pa.set_cpu_count(1)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
