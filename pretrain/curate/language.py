@@ -40,7 +40,7 @@ class Language:
     keep: Sequence[str] = ()
     threshold: float = 0.65
     action: str = DROP
-    sample_characters: int = 1_000
+    sample_characters: int = 600
     model: str = PY3LANGID
     name: str = "language"
 
