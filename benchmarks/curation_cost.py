@@ -2,9 +2,9 @@
 
     python benchmarks/curation_cost.py --mb_per_cpu_second=2.0 --keyed_stages=3
 
-The rate is what `curation_rates.py` prints for a recipe. Text is shuffled once to its shard and once more for each keyed
-stage, compressed by lz4. Prices are assumptions, list prices in US dollars as known in 2026 without discounts: change
-them by the flags. Storage of input and output, and traffic between regions, are not in it.
+The rate is what `curation_rates.py` prints for a recipe. Text is shuffled once to its shard and once more for each
+keyed stage, compressed by lz4. Prices are assumptions, list prices in US dollars as known in 2026 without discounts:
+change them by the flags. Storage of input and output, and traffic between regions, are not in it.
 """
 
 import argparse
@@ -33,7 +33,8 @@ def main() -> None:
         vcpu_hour = arguments.dataflow_vcpu_hour + arguments.gb_per_vcpu * arguments.dataflow_gb_hour
         dataflow = hours * vcpu_hour + shuffled * arguments.dataflow_shuffle_gb
         spot = hours * arguments.spot_vcpu_hour
-        print(f"| {name} | {hours:,.0f} | {hours / HOURS:,.0f} | {shuffled:,.0f} GB | ${dataflow:,.0f} | ${spot:,.0f} |")
+        numbers = f"{hours:,.0f} | {hours / HOURS:,.0f} | {shuffled:,.0f} GB | ${dataflow:,.0f} | ${spot:,.0f}"
+        print(f"| {name} | {numbers} |")
 
 
 if __name__ == "__main__":
