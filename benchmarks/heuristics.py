@@ -140,18 +140,8 @@ def report(name: str, ours: dict[str, str], theirs: dict[str, str]) -> str:
     return f"{name:18} {equal:8.3%} equal of {len(both):,} ({kept:.1%} kept){': ' if kinds else ''}{kinds}"
 
 
-def main() -> None:
-    """Runs both comparisons and prints them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--peer_python")
-    parser.add_argument("--megabytes", type=float, default=0, help="of the corpus; 0 for all")
-    parser.add_argument("--workers", type=int, default=2)
-    flags = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="heuristics-"))
-    folder = work / "corpus"
-    size = sample(flags.corpus, folder, flags.megabytes)
-    print(f"{size / 1e6:.1f} MB of text, {flags.workers} processes")
+def each_filter(flags: argparse.Namespace, folder: Path, work: Path) -> None:
+    """Every document through every filter."""
     theirs, peer_seconds = {}, 0.0
     for stage in FILTERS if flags.peer_python else ():
         seconds = run_peer(flags.peer_python, folder, work / stage.name, [stage.name], flags.workers)
@@ -161,16 +151,39 @@ def main() -> None:
     seconds = run_ours(folder, work / "every", (EveryFilter(),), flags.workers)
     ratio = f", {peer_seconds / seconds:.1f} times as fast as the sum" if theirs else ""
     print(f"ours, all four on every document {seconds:8.1f} s{ratio}", flush=True)
-    for name, answers in our_answers(work / "every").items():
-        if theirs:
-            print(report(name, answers, theirs[name]))
+    for name, answers in our_answers(work / "every").items() if theirs else ():
+        print(report(name, answers, theirs[name]), flush=True)
+
+
+def one_pipeline(flags: argparse.Namespace, folder: Path, work: Path, size: int) -> None:
+    """The four filters one after another."""
     seconds = run_ours(folder, work / "pipeline", FILTERS, flags.workers)
     print(f"ours, one pipeline of the four   {seconds:8.1f} s ({size / 1e6 / seconds:.1f} MB/s)", flush=True)
-    if theirs:
+    if flags.peer_python:
         names = [stage.name for stage in FILTERS]
         peer = run_peer(flags.peer_python, folder, work / "peer", names, flags.workers)
         print(f"datatrove, one pipeline          {peer:8.1f} s, {peer / seconds:.1f} times ours")
-    shutil.rmtree(work)
+
+
+def main() -> None:
+    """Runs the comparisons and prints them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--peer_python")
+    parser.add_argument("--megabytes", type=float, default=0, help="of the corpus; 0 for all")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--comparison", choices=["both", "each", "pipeline"], default="both")
+    flags = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="heuristics-"))
+    try:
+        size = sample(flags.corpus, work / "corpus", flags.megabytes)
+        print(f"{size / 1e6:.1f} MB of text, {flags.workers} processes")
+        if flags.comparison != "pipeline":
+            each_filter(flags, work / "corpus", work)
+        if flags.comparison != "each":
+            one_pipeline(flags, work / "corpus", work, size)
+    finally:
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where words start inside runs of characters that hold no white space: spaCy's English rules, over whole arrays.
 
 In the order in which they apply: prefixes and suffixes come off both ends of a run as far as they go; what is left is
-cut around marks inside, unless it is a URL; strings that are one word are put together again; contractions are split.
+cut around marks inside, unless it is a URL; contractions are split; strings that are one word are put together again.
 C is the number of characters of all runs together, R that of runs; runs lie one after another.
 """
 
@@ -69,8 +69,8 @@ def cut(text: str, lengths_R: np.ndarray) -> np.ndarray:
     cuts_C1 = np.append(runs.is_first_C, True)
     left_R, right_R = runs.peel(cuts_C1)
     runs.cut_inside(cuts_C1, left_R, right_R)
-    runs.keep_whole(cuts_C1)
     runs.split_contractions(cuts_C1, left_R, right_R)
+    runs.keep_whole(cuts_C1)
     return cuts_C1
 
 
@@ -201,8 +201,7 @@ class Runs:
     def split_contractions(self, cuts_C1: np.ndarray, left_R: np.ndarray, right_R: np.ndarray) -> None:
         """Splits what is left of a run, if nothing is cut inside, where it is a contraction."""
         inner = np.cumsum(cuts_C1)
-        is_one = cuts_C1[left_R] & cuts_C1[right_R] & (right_R > left_R)
-        row = np.flatnonzero(is_one & (inner[right_R - 1] == inner[left_R]))
+        row = np.flatnonzero((right_R > left_R) & (inner[right_R - 1] == inner[left_R]))
         words = english.contractions()
         found = pc.index_in(self.strings(left_R[row], right_R[row]), pa.array(words, pa.large_string()))
         known = found.is_valid().to_numpy(zero_copy_only=False)

@@ -37,9 +37,9 @@ def cut(run: str) -> list[str]:
     inner = infixes(core)
     if not is_url(core):
         places |= {left + place for place in inner}
-    places = keep_whole(run, places)
-    if left < core_end and {left, core_end} <= places and not any(left < place < core_end for place in places):
+    if not any(left < place < core_end for place in places):
         places |= {left + place for place in english.contractions().get(core, ())}
+    places = keep_whole(run, places)
     ordered = sorted(places)
     return [run[start:end] for start, end in itertools.pairwise(ordered)]
 

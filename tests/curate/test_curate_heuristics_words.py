@@ -53,6 +53,7 @@ SPACY = {
     "pytest.raises(TypeError): cannot id": "pytest.raises(TypeError ): can not i d",
     'overwrite_x=False): %s.",': 'overwrite_x = False ): % s. " ,',
     "don't you'll we're gonna I'd've": "do n't you 'll we 're gon na I 'd 've",
+    "an id. thats. im, don't.": "an i d. that s. i m , do n't .",
     "[['d', symm_iterator(): 5'-6 1--2": "[ [ 'd ' , symm_iterator ( ): 5'-6 1 - -2",
 }
 
