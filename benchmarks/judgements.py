@@ -27,7 +27,7 @@ from planted_pii import plant
 from pretrain.curate.documents import DOCUMENTS
 from pretrain.curate.language import Language
 from pretrain.curate.perplexity import CLEAN as CLEAN_TEXT
-from pretrain.curate.perplexity import Perplexity
+from pretrain.curate.perplexity import PerplexityFilter
 from pretrain.curate.pii import Pii
 from pretrain.curate.quality import GOOD, RANDOM, QualityClassifier
 from pretrain.curate.stages import MapStage
@@ -230,7 +230,7 @@ def perplexity(root: pathlib.Path, seed: int) -> list[Result]:
     clean = [d.text for d in [*material.articles(root, "gcide"), *material.book_pages(root)]]
     draw.shuffle(clean)
     started = time.process_time()
-    fitted = Perplexity(clean="-").fit({CLEAN_TEXT: [batch(clean)]})
+    fitted = PerplexityFilter(clean="-").fit({CLEAN_TEXT: [batch(clean)]})
     seconds = time.process_time() - started
     print(f"perplexity: trained on {sum(map(len, clean)) / 1e6:.1f} MB in {seconds:.1f} s")
     bad = ("spam", "changelogs", "damaged")

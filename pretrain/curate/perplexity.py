@@ -26,7 +26,7 @@ GROUP_DOCUMENTS = 32  # scored at a time, so that the arrays stay in the cache
 
 @gin.configurable(module="pretrain.curate")
 @dataclasses.dataclass(frozen=True)
-class Perplexity:
+class PerplexityFilter:
     """Fitted stage that tags documents with `perplexity` and `perplexity_bucket`, and rejects the buckets not wanted.
 
     Attributes:
@@ -57,18 +57,21 @@ class Perplexity:
     name: str = "perplexity"
 
     def __post_init__(self):
-        check_action("Perplexity", self.action)
-        check_fraction("Perplexity", "head", self.head)
-        check_fraction("Perplexity", "head + middle", self.head + self.middle)
-        check(bool(self.clean), "Perplexity needs clean text to train on: set Perplexity.clean")
+        check_action("PerplexityFilter", self.action)
+        check_fraction("PerplexityFilter", "head", self.head)
+        check_fraction("PerplexityFilter", "head + middle", self.head + self.middle)
+        check(bool(self.clean), "PerplexityFilter needs clean text to train on: set PerplexityFilter.clean")
         orders = (2, byte_ngrams.MAX_ORDER)
         check(
             orders[0] <= self.order <= orders[1],
-            f"Perplexity.order must be {orders[0]} … {orders[1]}, not {self.order}",
+            f"PerplexityFilter.order must be {orders[0]} … {orders[1]}, not {self.order}",
         )
         for field in ("max_ngrams", "max_training_bytes", "sample_characters"):
-            check(getattr(self, field) >= 1, f"Perplexity.{field} must be positive, not {getattr(self, field)}")
-        check(set(self.drop) <= set(BUCKETS), f"Perplexity.drop must be some of {' '.join(BUCKETS)}, not {self.drop}")
+            check(getattr(self, field) >= 1, f"PerplexityFilter.{field} must be positive, not {getattr(self, field)}")
+        check(
+            set(self.drop) <= set(BUCKETS),
+            f"PerplexityFilter.drop must be some of {' '.join(BUCKETS)}, not {self.drop}",
+        )
 
     @property
     def reference(self) -> dict[str, str]:
@@ -83,21 +86,23 @@ class Perplexity:
         """
         training, held_out = _training_text(reference[CLEAN], self.max_training_bytes, self.sample_characters)
         if len(training) < self.order or not (held_out or CORPUS in reference):
-            raise RunError(f"Perplexity.clean ({self.clean}) holds too little text to learn from; give more documents")
+            raise RunError(
+                f"PerplexityFilter.clean ({self.clean}) holds too little text to learn from; give more documents"
+            )
         model = byte_ngrams.train(training, self.order, self.max_ngrams)
         if CORPUS in reference:
             shown = (text for batch in reference[CORPUS] for text in sample(batch["text"], self.sample_characters))
             held_out = [text for text in shown if text]
-            check(bool(held_out), f"Perplexity.corpus ({self.corpus}) has no text")
+            check(bool(held_out), f"PerplexityFilter.corpus ({self.corpus}) has no text")
         limits = np.quantile(perplexities(model, held_out), [self.head, min(1.0, self.head + self.middle)])
         return PerplexityBuckets(self, model, *np.round(limits, DIGITS).tolist())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerplexityBuckets:
-    """The map stage that `Perplexity` becomes: head up to `head_limit`, middle up to `middle_limit`, then the tail."""
+    """What `PerplexityFilter` becomes: a map stage; head up to `head_limit`, middle up to `middle_limit`, then the tail."""
 
-    settings: Perplexity
+    settings: PerplexityFilter
     model: byte_ngrams.ByteNgrams
     head_limit: float
     middle_limit: float

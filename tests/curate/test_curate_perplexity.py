@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pretrain.core.errors import RunError, UserError
 from pretrain.curate.byte_ngrams import DISCOUNT, FOLD, ByteNgrams, train
-from pretrain.curate.perplexity import Perplexity, PerplexityBuckets, perplexities
+from pretrain.curate.perplexity import PerplexityBuckets, PerplexityFilter, perplexities
 from pretrain.curate.stages import FittedStage, apply
 
 MANUAL = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
@@ -109,7 +109,7 @@ def test_a_pickled_model_scores_alike_and_carries_no_table():
 
 @pytest.fixture(scope="module")
 def fitted() -> PerplexityBuckets:
-    return Perplexity(clean="x", head=0.5, middle=0.4, max_ngrams=1 << 17).fit({"clean": [batch(PIECES)]})
+    return PerplexityFilter(clean="x", head=0.5, middle=0.4, max_ngrams=1 << 17).fit({"clean": [batch(PIECES)]})
 
 
 def buckets(stage: PerplexityBuckets, texts: list[str]) -> list[str]:
@@ -117,9 +117,9 @@ def buckets(stage: PerplexityBuckets, texts: list[str]) -> list[str]:
 
 
 def test_it_is_a_fitted_stage():
-    assert isinstance(Perplexity(clean="x"), FittedStage)
-    assert Perplexity(clean="a", corpus="b").reference == {"clean": "a", "corpus": "b"}
-    assert Perplexity(clean="a").reference == {"clean": "a"}
+    assert isinstance(PerplexityFilter(clean="x"), FittedStage)
+    assert PerplexityFilter(clean="a", corpus="b").reference == {"clean": "a", "corpus": "b"}
+    assert PerplexityFilter(clean="a").reference == {"clean": "a"}
 
 
 def test_prose_comes_before_damaged_prose_before_noise(fitted):
@@ -133,14 +133,16 @@ def test_prose_comes_before_damaged_prose_before_noise(fitted):
 
 
 def test_limits_are_quantiles_of_the_corpus_given():
-    stage = Perplexity(clean="x", corpus="y", head=0.25, middle=0.5, max_ngrams=1 << 16)
+    stage = PerplexityFilter(clean="x", corpus="y", head=0.25, middle=0.5, max_ngrams=1 << 16)
     corpus = [MANUAL[start : start + 1_000] for start in range(420_000, 460_000, 1_000)]
     found = Counter(buckets(stage.fit({"clean": [batch(PIECES)], "corpus": [batch(corpus)]}), corpus))
     assert found == {"head": 10, "middle": 20, "tail": 10}
 
 
 def test_dropping_names_the_bucket_and_its_limit():
-    stage = Perplexity(clean="x", action="drop", drop=("tail",), max_ngrams=1 << 16).fit({"clean": [batch(PIECES)]})
+    stage = PerplexityFilter(clean="x", action="drop", drop=("tail",), max_ngrams=1 << 16).fit(
+        {"clean": [batch(PIECES)]}
+    )
     table = documents([PIECES[0], "#%&" * 400, ""])
     kept, rejected, _ = apply(table, stage.decide(table.to_batches()[0]), "perplexity")
     assert kept["id"].to_pylist() == ["id000", "id002"]
@@ -153,7 +155,7 @@ def test_dropping_names_the_bucket_and_its_limit():
 @pytest.mark.parametrize(
     "settings_, words",
     [
-        ({}, "Perplexity.clean"),
+        ({}, "PerplexityFilter.clean"),
         ({"order": 9}, "order"),
         ({"head": 0.8, "middle": 0.4}, "head"),
         ({"drop": ["feet"]}, "drop"),
@@ -163,12 +165,12 @@ def test_dropping_names_the_bucket_and_its_limit():
 )
 def test_impossible_settings_are_refused(settings_, words):
     with pytest.raises(UserError, match=words):
-        Perplexity(**({"clean": "x"} | settings_ if settings_ else {}))
+        PerplexityFilter(**({"clean": "x"} | settings_ if settings_ else {}))
 
 
 def test_too_little_text_fails():
     with pytest.raises(RunError, match="too little text"):
-        Perplexity(clean="x").fit({"clean": [batch([SENTENCE] * 3)]})
+        PerplexityFilter(clean="x").fit({"clean": [batch([SENTENCE] * 3)]})
 
 
 def test_the_reference_is_read_no_further_than_needed():
@@ -179,7 +181,7 @@ def test_the_reference_is_read_no_further_than_needed():
             read.append(index)
             yield batch(PIECES[:20])
 
-    Perplexity(clean="x", max_training_bytes=50_000, max_ngrams=1 << 14).fit({"clean": batches()})
+    PerplexityFilter(clean="x", max_training_bytes=50_000, max_ngrams=1 << 14).fit({"clean": batches()})
     assert len(read) < 5
 
 
