@@ -3,7 +3,9 @@
 import json
 import pathlib
 import re
+from collections.abc import Iterator
 
+import gin
 import pytest
 from tiny import TINY_GIN
 
@@ -17,13 +19,14 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def their_run(tmp_path_factory) -> pathlib.Path:
+def their_run(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A run on their mixture, tokenized by two worker processes, which import their module too."""
     workdir = tmp_path_factory.mktemp("theirs") / "run"
     assert main(["cache", f"--workdir={workdir}", "--workers=2", *FLAGS]) == 0
     for command in ("train", "evaluate"):
         assert main([command, f"--workdir={workdir}"]) == 0
-    return workdir
+    yield workdir
+    gin.clear_config()  # what the last command bound would hold in every test that follows
 
 
 def test_their_mixture_is_cached_trained_and_evaluated(their_run):
