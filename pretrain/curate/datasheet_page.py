@@ -14,6 +14,7 @@ pre{background:#f6f8fa;padding:.6rem;overflow:auto;white-space:pre-wrap;margin:.
 p.reason{margin:.6rem 0 0;color:var(--soft)} .warn{color:var(--warn);font-weight:600}
 .row{display:flex;flex-wrap:wrap;gap:0 3rem} .tiles{display:flex;flex-wrap:wrap;gap:1rem;margin:1.2rem 0}
 .tile{border:1px solid var(--line);border-radius:.5rem;padding:.5rem 1rem} .tile strong{display:block;font-size:1.4rem}
+summary{font-weight:600;margin-top:1rem;cursor:pointer}
 svg{display:block;max-width:100%;height:auto} svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 svg text.soft{fill:var(--soft)}
 """
@@ -33,10 +34,12 @@ def page(sheet: dict[str, Any]) -> str:
         parts += [_counted(what, numbers[what]) for what in ("languages", "licences", "domains") if numbers[what]]
         parts.append("</div>")
         for kind, examples in numbers["examples"].items():
-            parts.append(f"<h3>{kind.capitalize()}, examples</h3>" + ("" if examples else "<p>none</p>"))
+            is_open = " open" if kind == "kept" else ""
+            parts.append(f"<details{is_open}><summary>{kind.capitalize()}, {len(examples)} examples</summary>")
             for example in examples:
                 text = html.escape(example["excerpt"] or "")
                 parts.append(f"<p class=reason>{html.escape(reason(example))}</p><pre>{text}</pre>")
+            parts.append("</details>")
     parts.append(f"<h2>Recipe</h2><pre>{html.escape(sheet['config'] or json_lines(sheet['recipe']))}</pre>")
     parts.append(f"<p>{html.escape(versions(sheet))}, fingerprint {sheet['fingerprint']}</p>")
     body = "\n".join(parts)
@@ -88,7 +91,7 @@ def histogram(title: str, bins: list[tuple[str, int, int]]) -> str:
                 f"<rect x={left} y={base - height:.1f} width={BAR_WIDTH - 6} height={height:.1f} fill='{colour}'>"
                 f"<title>{html.escape(label)}: {total:,}, kept {kept:,}</title></rect>"
             )
-        if index % max(1, -(-len(bins) // 12)) == 0:
+        if index % (1 if len(label) < 4 else 2) == 0:
             shapes.append(f"<text class=soft x={left} y={base + 16} font-size=10>{html.escape(label)}</text>")
     width, height = max(180, len(bins) * BAR_WIDTH + 30), BAR_HEIGHT + 28
     picture = "".join(shapes)
