@@ -22,7 +22,7 @@ MENU = b"<nav><ul>" + b"<li><a href=/x>Menu entry</a></li>" * 20 + b"</ul></nav>
 
 
 def page(number: int) -> bytes:
-    text = f"<p>{number}: {SENTENCE}{SENTENCE}</p>".encode()
+    text = f"<p>{number}: {SENTENCE * 3}</p>".encode()
     return b"<html><head><title>Page %d</title></head><body>%s<main>%s</main></body></html>" % (number, MENU, text)
 
 
@@ -65,7 +65,7 @@ def test_pages_with_url_date_type_and_offset(tmp_path, suffix):
     items = read(path)
     assert good(items) == list("01234")
     assert not bad(items)
-    assert items[1].text == f"1: {SENTENCE}{SENTENCE}".strip()
+    assert items[1].text == f"1: {SENTENCE * 3}".strip()
     assert items[1].origin == f"{path}:{len(members[0])}"
     assert items[1].group == "host"
     expected = {"url": "http://host/1", "date": "2020-01-01T00:00:00Z", "content_type": "text/html"}
@@ -250,7 +250,7 @@ def test_damage_anywhere_never_raises_and_leaves_the_other_records(tmp_path_fact
     for item in items:
         assert item.origin.startswith(str(path))
         if suffix == "warc.gz" and isinstance(item, Record):  # which has checksums
-            assert item.text == f"{item.id[-1]}: {SENTENCE}{SENTENCE}".strip()
+            assert item.text == f"{item.id[-1]}: {SENTENCE * 3}".strip()
 
 
 @settings(deadline=None, max_examples=100)
@@ -312,3 +312,8 @@ def test_charsets(content, charset, expected):
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_utf8_is_decoded_as_it_is(text):
     assert decode(text.encode(), "utf-8")[0] == text.removeprefix("\ufeff")
+
+
+def test_a_page_without_main_content_gives_all_its_text():
+    assert "Menu entry" in read_page(b"<body>" + MENU + b"</body>").text
+    assert "Menu entry" not in read_page(page(1)).text
