@@ -100,7 +100,7 @@ class PerplexityFilter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerplexityBuckets:
-    """What `PerplexityFilter` becomes: a map stage; head up to `head_limit`, middle up to `middle_limit`, then the tail."""
+    """What `PerplexityFilter` becomes: head up to `head_limit`, middle up to `middle_limit`, then the tail."""
 
     settings: PerplexityFilter
     model: byte_ngrams.ByteNgrams

@@ -5,6 +5,7 @@ import pathlib
 import pydoc_data.topics
 import random
 
+import gin
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from corpora import SENTENCE, batch, documents, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.core import config as gin_config
 from pretrain.core.errors import RunError, UserError
 from pretrain.curate import fasttext_models
 from pretrain.curate.documents import DOCUMENTS
@@ -168,3 +170,16 @@ def test_in_a_recipe_with_its_corpora_as_files(tmp_path: pathlib.Path):
 def test_models_are_loaded_once_a_process(fitted):
     assert from_bytes(fitted.model) is from_bytes(bytes(bytearray(fitted.model)))
     assert fasttext_models.from_bytes.cache_info().maxsize == 4
+
+
+def test_all_judgements_are_named_alone_in_gin(tmp_path):
+    """No two configurables of the whole program share these names."""
+    stages = ["Language", "QualityClassifier", "FastTextQuality", "PerplexityFilter", "ToxicWords", "Pii"]
+    modules = ["language", "quality", "perplexity", "toxicity", "pii"]
+    lines = ["import pretrain.experiment", *(f"import pretrain.curate.{module}" for module in modules)]
+    lines += [f"{stage}.name = 'own_{stage}'" for stage in stages]
+    lines += ["Recipe.stages = [@Language(), @ToxicWords(), @Pii()]"]
+    (tmp_path / "all.gin").write_text("\n".join(lines))
+    gin_config.load([str(tmp_path / "all.gin")])
+    assert [stage.name for stage in Recipe().stages] == ["own_Language", "own_ToxicWords", "own_Pii"]
+    gin.clear_config()
