@@ -25,6 +25,7 @@ from pretrain.core.environment import environment
 from pretrain.core.errors import UserError, check
 from pretrain.core.memory import keep_freed_memory
 from pretrain.core.storage import Path, read_json, write_json, write_text
+from pretrain.core.trees import size
 from pretrain.curate.command import run_configured
 from pretrain.curate.recipe import Recipe
 from pretrain.data import tokenizers
@@ -45,6 +46,9 @@ from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import Causal
 from pretrain.optim.optimizers import Optimizer, build_optimizer
 from pretrain.optim.schedules import Schedule
+from pretrain.plan.costs import Costs
+from pretrain.plan.planner import ratio_warning
+from pretrain.plan.sweep import Sweep
 from pretrain.sharding.mesh import MeshConfig, make_mesh
 from pretrain.sharding.placement import batch_shardings, place_batch, tree_shardings
 from pretrain.sharding.rules import use_mesh
@@ -56,12 +60,12 @@ from pretrain.train.step import StepBuilder, objective_totals
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
     "MeshConfig.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
-    "Training.eval_batches", "Generation.", "Perplexity.",
+    "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.",
 )  # fmt: skip
 
 CONFIGS = (
     Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, Optimizer, Schedule, Checkpointing, Perplexity,
-    Generation,
+    Generation, Sweep, Costs,
 )  # fmt: skip
 DATA_RECORD = "data.json"  # in the workdir: the plan that training reads, with the phases of its mixture
 RESULTS = ("corpus/complete.json", "cache", "checkpoints")  # once one is there, the configuration is fixed
@@ -111,7 +115,7 @@ class Experiment:
         experiment = cls(workdir)
         experiment.modules = tuple(module_import)
         if saved.exists() and any((experiment.workdir / made).exists() for made in RESULTS):
-            _check_same_run(read_json(Path(workdir) / "config.json"), gin_config.resolved(), workdir)
+            gin_config.check_same_run(read_json(Path(workdir) / "config.json"), MAY_CHANGE, workdir)
         return experiment
 
     @classmethod
@@ -154,6 +158,7 @@ class Experiment:
         """Trains to `Training.steps`, from the newest checkpoint if there is one. Returns the final state."""
         self._keep_config()
         write_json(self.workdir / "environment.json", environment())
+        self._warn_of_ratio()
         return self.trainer(init_from=init_from).run()
 
     def trainer(self, *, init_from: str | None = None) -> Trainer:
@@ -324,6 +329,14 @@ class Experiment:
             data.bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
         return data
 
+    def _warn_of_ratio(self) -> None:
+        training, stored = self.training, read_info(self.data / "cache")["sources"].values()
+        tokens = training.steps * training.batch_size * training.sequence_length
+        unique = sum(splits.get("train", {}).get("tokens", 0) for splits in stored)
+        warning = ratio_warning(size(self.model.shapes), tokens, unique or None)
+        if warning:
+            say(f"train: {warning}")
+
     def _check_sizes(self) -> None:
         """What training needs of batch, sequence, model and mesh together; asked before any stage has worked."""
         training, longest = self.training, TransformerConfig().max_length
@@ -382,14 +395,3 @@ class Experiment:
         """Writes down what this run is made of, before it makes anything."""
         write_text(self.workdir / "config.gin", gin_config.text())
         write_json(self.workdir / "config.json", gin_config.resolved())
-
-
-def _check_same_run(old: dict[str, str], new: dict[str, str], workdir: str) -> None:
-    """Refuses to go on with a run whose numbers would come out differently."""
-    for name in gin_config.differences(old, new):
-        longer = name == "Training.steps" and float(new.get(name, 0)) > float(old.get(name, 0))
-        if not longer and not name.startswith(MAY_CHANGE):
-            raise UserError(
-                f"{workdir} holds a run with {name} = {old.get(name, 'its default')}, now it is "
-                f"{new.get(name, 'its default')}: use another --workdir, or leave it as it was"
-            )

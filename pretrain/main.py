@@ -4,246 +4,18 @@ Nothing heavy is imported before a command runs, so `--help` answers at once. Ex
 2: the request cannot be met as asked; 130: interrupted.
 """
 
-import dataclasses
 import difflib
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
+from pretrain.commands import PIPELINE, Command
 from pretrain.core.errors import RunError, UserError
+from pretrain.planning import PLANNING
 
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A sub-command.
-
-    Attributes:
-        help: one line.
-        define: adds its own flags to the given FlagValues.
-        run: does the work, from parsed flags and gin bindings.
-    """
-
-    help: str
-    define: Callable[[flags.FlagValues], None]
-    run: Callable[[flags.FlagValues, list[str]], None]
-
-
-def _common_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_multi_string(
-        "gin_file",
-        [],
-        "gin file of the run; may be given several times; not needed for a workdir that already holds a run",
-        flag_values=values,
-    )
-    flags.DEFINE_string("workdir", None, "folder of the run, local or gs://...", flag_values=values)
-    flags.DEFINE_multi_string(
-        "module_import",
-        [],
-        "Python module to import first, with the user's own seqio tasks or configurables",
-        flag_values=values,
-    )
-
-
-def _curate_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "input",
-        None,
-        "corpus: a glob, file or folder of .jsonl[.gz|.zst], .txt or .parquet, or 'python'; stands for --gin.INPUT",
-        flag_values=values,
-    )
-    _workers_flag(values)
-
-
-def _recipe_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "decontaminate_against",
-        None,
-        "benchmark files (JSONL; a glob or folder): documents with their items in them are dropped, and reported",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "engine", "local", ["local", "beam"], "where to run: processes here, or Apache Beam", flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "beam_options",
-        [],
-        "a pipeline option of Beam, e.g. --beam_options=--runner=DataflowRunner; may be given several times",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "explain", None, "id of a document: print what became of it in --output, and run nothing", flag_values=values
-    )
-
-
-def _workers_flag(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer(
-        "workers", None, "processes for curation and cache; default: one per core", lower_bound=1, flag_values=values
-    )
-
-
-def _output_flag(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("output", None, "where the curated corpus goes; default: WORKDIR/corpus", flag_values=values)
-
-
-def _train_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "init_from", None, "workdir of another run whose newest parameters to start from", flag_values=values
-    )
-
-
-def _checkpoint_flag(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer(
-        "checkpoint_step", None, "step of the checkpoint to use; default: the newest", lower_bound=0, flag_values=values
-    )
-
-
-def _generate_flags(values: flags.FlagValues) -> None:
-    _checkpoint_flag(values)
-    flags.DEFINE_multi_string("prompt", [], "text to continue; may be given several times", flag_values=values)
-    flags.DEFINE_integer("max_tokens", None, "most tokens to add", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("temperature", None, "0 takes the likeliest token each time", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer(
-        "top_k", None, "sample among the k likeliest tokens; 0: all", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_float(
-        "top_p",
-        None,
-        "sample among the likeliest tokens of this total probability",
-        lower_bound=0,
-        upper_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_integer("seed", None, "seed of the samples", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("num_samples", None, "continuations per prompt", lower_bound=1, flag_values=values)
-
-
-def _inspect_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_integer(
-        "step", 0, "which batch: steps trained before it, 0 is the first", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_string("split", "train", "train or validation", flag_values=values)
-    flags.DEFINE_integer("rows", 4, "rows of the batch to show", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer(
-        "characters", 300, "of each piece's text; the middle is left out", lower_bound=10, flag_values=values
-    )
-    flags.DEFINE_string("html", None, "also write a page that shows every token to this file", flag_values=values)
-
-
-def _all_of(*definers: Callable) -> Callable[[flags.FlagValues], None]:
-    def define(values: flags.FlagValues) -> None:
-        for definer in definers:
-            definer(values)
-
-    return define
-
-
-def _with_input(values: flags.FlagValues, bindings: list[str]) -> list[str]:
-    given = getattr(values, "input", None)
-    return bindings if given is None else [*bindings, f"INPUT={given!r}"]
-
-
-def _experiment(values: flags.FlagValues, bindings: list[str]):
-    from pretrain.experiment import Experiment
-
-    bindings = _with_input(values, bindings)
-    if values.module_import:
-        sys.path.insert(0, os.getcwd())  # the user's own modules; an installed script starts without it
-    workdir = values.workdir
-    if workdir is None:
-        if getattr(values, "output", None) is None:
-            raise UserError("--workdir is missing: the folder of the run, e.g. --workdir=runs/quickstart")
-        workdir = values.output
-    return Experiment.from_gin(values.gin_file, bindings, workdir=workdir, module_import=values.module_import)
-
-
-def _run_all(values, bindings):
-    _experiment(values, bindings).run(workers=values.workers, init_from=values.init_from)
-
-
-def _curate(values, bindings):
-    if values.explain is not None:
-        return _explain(values)
-    options = {
-        "workers": values.workers,
-        "against": values.decontaminate_against,
-        "engine": values.engine,
-        "beam_options": values.beam_options,
-    }
-    if values.workdir is None and values.output is not None and not values.module_import:
-        from pretrain.curate.command import run_configured
-
-        if _load_recipe(values, bindings):
-            run_configured(values.output, **options)
-            return
-    _experiment(values, bindings).curate(output=values.output, **options)
-
-
-def _load_recipe(values, bindings) -> bool:
-    """Configures curation alone, without waiting for jax; False where the gin files are about more, or are wrong."""
-    from pretrain.core import config
-
-    try:
-        config.load(values.gin_file, _with_input(values, bindings))
-    except UserError:
-        return False
-    return bool(values.gin_file)
-
-
-def _explain(values):
-    from pretrain.curate.explain import explain
-
-    if values.output is None and values.workdir is None:
-        raise UserError("--explain needs --output=DIR, the folder that `pretrain curate` wrote, or --workdir")
-    print(explain(values.output or os.path.join(values.workdir, "corpus"), values.explain))
-
-
-def _cache(values, bindings):
-    _experiment(values, bindings).cache(workers=values.workers)
-
-
-def _train(values, bindings):
-    _experiment(values, bindings).train(init_from=values.init_from)
-
-
-def _evaluate(values, bindings):
-    print(json.dumps(_experiment(values, bindings).evaluate(checkpoint_step=values.checkpoint_step)))
-
-
-def _generate(values, bindings):
-    names = ("max_tokens", "temperature", "top_k", "top_p", "seed", "num_samples")
-    changes = {name: getattr(values, name) for name in names if getattr(values, name) is not None}
-    experiment = _experiment(values, bindings)
-    for sample in experiment.generate(values.prompt or None, checkpoint_step=values.checkpoint_step, **changes):
-        print(sample["prompt"] + sample["text"], end="\n\n")
-
-
-def _inspect(values, bindings):
-    names = ("step", "split", "rows", "characters", "html")
-    print(_experiment(values, bindings).inspect(**{name: getattr(values, name) for name in names}))
-
-
-def _report(values, bindings):
-    print(_experiment(values, bindings).report())
-
-
-COMMANDS = {
-    "run": Command("all of the below, one after another; skips what is finished, goes on where it stopped",
-                   _all_of(_common_flags, _curate_flags, _train_flags), _run_all),
-    "curate": Command("raw text to clean documents, rejects with reasons, and a datasheet",
-                      _all_of(_common_flags, _curate_flags, _recipe_flags, _output_flag), _curate),
-    "cache": Command("documents to a tokenizer and globally shuffled token records",
-                     _all_of(_common_flags, _workers_flag), _cache),
-    "train": Command("trains, from the newest checkpoint on", _all_of(_common_flags, _train_flags), _train),
-    "inspect": Command("the decoded batch of any step: what is packed with what, masks, targets, sources",
-                       _all_of(_common_flags, _inspect_flags), _inspect),
-    "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
-                        _all_of(_common_flags, _checkpoint_flag), _evaluate),
-    "generate": Command("samples from the trained model", _all_of(_common_flags, _generate_flags), _generate),
-    "report": Command("one self-contained report.html", _common_flags, _report),
-}  # fmt: skip
+COMMANDS = {**PIPELINE, **PLANNING}
 
 
 def _flag_values(command: Command) -> flags.FlagValues:
@@ -255,7 +27,7 @@ def _flag_values(command: Command) -> flags.FlagValues:
 def usage() -> str:
     """Help for the whole program."""
     lines = ["usage: pretrain COMMAND --gin_file=FILE --workdir=DIR [--gin.NAME=VALUE ...]", "", "commands:"]
-    lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<13} {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "flags (each command's --help explains its own):"]
     names = {flag: None for command in COMMANDS.values() for flag in sorted(_flag_values(command))}
     lines += [
@@ -284,7 +56,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, flags.FlagValues, list[str]]:
     Raises:
         UserError: an unknown command or flag, or a value out of range.
     """
-    name, *rest = arguments
+    name, *rest = _with_action(arguments)
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
@@ -300,8 +72,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, flags.FlagValues, list[str]]:
     return name, values, bindings
 
 
+def _with_action(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the two words of a command such as `scaling fit` as one."""
+    two = " ".join(arguments[:2])
+    return [two, *arguments[2:]] if two in COMMANDS else list(arguments)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line and returns the exit code."""
+    arguments = _with_action(arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if arguments else 2

@@ -17,6 +17,8 @@ LAYERS = [
     {"train"},
     {"evaluate", "adapt", "interop", "plan", "report"},
     {"experiment"},
+    {"commands"},
+    {"planning"},
     {"main", "__init__"},
     {"__main__"},
 ]

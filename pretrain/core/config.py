@@ -83,6 +83,24 @@ def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
+def check_same_run(old: dict[str, str], may_change: tuple[str, ...], workdir: str) -> None:
+    """Refuses to go on with a run whose numbers would come out differently.
+
+    Args:
+        old: what `resolved` gave when the run began.
+        may_change: beginnings of names that may differ; so may a larger Training.steps.
+        workdir: of the run, for the message.
+    """
+    new = resolved()
+    for name in differences(old, new):
+        longer = name == "Training.steps" and float(new.get(name, 0)) > float(old.get(name, 0))
+        if not longer and not name.startswith(may_change):
+            raise UserError(
+                f"{workdir} holds a run with {name} = {old.get(name, 'its default')}, now it is "
+                f"{new.get(name, 'its default')}: use another --workdir, or leave it as it was"
+            )
+
+
 def _resolve(value: Any) -> Any:
     if isinstance(value, ConfigurableReference):
         if value.selector == "gin.macro":

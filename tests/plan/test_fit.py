@@ -1,0 +1,164 @@
+"""The fitter finds the law behind points: exactly without noise, and with honest intervals with it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.core.errors import UserError
+from pretrain.plan.fit import NAMES, fit_by_projection, fit_law, held_out_error, huber, refine
+from pretrain.plan.laws import ParametricLaw
+from pretrain.plan.points import Points, make_points, read_points
+from pretrain.plan.valleys import fit_valleys
+
+LAW = ParametricLaw(1.8, 480.0, 2000.0, 0.35, 0.36)
+
+
+def grid(
+    law: ParametricLaw = LAW, noise: float = 0.0, seed: int = 0, sizes: int = 7, budgets: int = 5, span=(0.2, 5.0)
+) -> Points:
+    """Runs about each budget's best size."""
+    flops = np.repeat(np.geomspace(1e18, 1e21, budgets), sizes)
+    best = np.array([law.optimum(c).params for c in flops])
+    params = best * np.tile(np.geomspace(*span, sizes), budgets)
+    tokens = flops / (6 * params)
+    errors = np.random.default_rng(seed).normal(0, noise, len(params))
+    return make_points(params, law.loss(params, tokens) * np.exp(errors), tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    "law", [LAW, ParametricLaw(0.5, 30.0, 90.0, 0.2, 0.45), ParametricLaw(3.0, 5e3, 2e4, 0.5, 0.55)], ids=str
+)
+def test_exact_points_give_back_their_law(law):
+    points = grid(law)
+    fit = fit_law(points, resamples=0)
+    for name in NAMES:
+        assert getattr(fit.law, name) == pytest.approx(getattr(law, name), rel=1e-6), name
+        assert getattr(fit_by_projection(points), name) == pytest.approx(getattr(law, name), rel=1e-6), name
+    assert fit.objective < 1e-15
+    assert held_out_error(points) < 1e-6
+
+
+def test_an_outlier_moves_the_robust_fit_little():
+    points = grid(noise=0.001)
+    points.loss[3] *= 1.5
+    fit = fit_law(points, resamples=0)
+    assert abs(fit.law.alpha - LAW.alpha) < 0.03
+    assert abs(fit.residuals[3] - np.log(1.5)) < 0.02
+    assert abs(fit_by_projection(points).alpha - LAW.alpha) > abs(fit.law.alpha - LAW.alpha)
+
+
+def test_intervals_hold_the_truth_and_shrink_with_noise():
+    wide, narrow = (fit_law(grid(noise=noise, seed=1), resamples=200).intervals for noise in (0.004, 0.001))
+    for name in (*NAMES, "N_opt_exponent", "D_opt_exponent"):
+        truth = {"N_opt_exponent": LAW.params_exponent, "D_opt_exponent": LAW.tokens_exponent}.get(name)
+        truth = getattr(LAW, name) if truth is None else truth
+        assert wide[name][0] < truth < wide[name][1], name
+        assert narrow[name][1] - narrow[name][0] < 0.6 * (wide[name][1] - wide[name][0])
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    points = grid(noise=0.003)
+    first, again = (fit_law(points, resamples=20, seed=5).to_json() for _ in range(2))
+    assert first == again
+    assert set(first) == {*NAMES, "objective", "intervals", "N_opt_exponent", "D_opt_exponent"}
+
+
+@given(st.floats(-3, 3), st.floats(1e-4, 2))
+def test_huber_is_quadratic_then_linear_and_smooth(residual, delta):
+    value = huber(np.array(residual), delta)
+    assert value >= 0 and value <= residual**2 / 2 + 1e-12
+    edge = huber(np.array([delta * (1 - 1e-9), delta * (1 + 1e-9)]), delta)
+    assert edge[0] == pytest.approx(edge[1], rel=1e-6)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_refining_never_makes_a_fit_worse(seed):
+    rng = np.random.default_rng(seed)
+    points = grid(noise=0.01, seed=seed)
+    x, y = (np.log(points.params), np.log(points.tokens)), np.log(points.loss)
+    starts = np.array([[6.0, 7.5, 0.6, 0.35, 0.36]]) + rng.normal(0, 0.2, (4, 5))
+
+    def cost(theta):
+        a, b, e, alpha, beta = theta.T[:, :, None]
+        predicted = np.log(np.exp(a - alpha * x[0]) + np.exp(b - beta * x[1]) + np.exp(e))
+        return huber(y - predicted, 1e-3).sum(1)
+
+    refined = refine(starts, x, np.repeat(y[None], 4, 0), 1e-3, 20)
+    assert (cost(refined) <= cost(starts) + 1e-12).all()
+
+
+def test_parabolas_find_the_valleys():
+    valleys = fit_valleys(grid())
+    assert valleys.params_exponent == pytest.approx(LAW.params_exponent, abs=0.01)
+    for valley in valleys.valleys:
+        assert valley.params == pytest.approx(LAW.optimum(valley.flops).params, rel=0.1)
+        assert valley.tokens * valley.params * 6 == pytest.approx(valley.flops)
+    assert set(valleys.to_json()) == {"N_opt_exponent", "D_opt_exponent", "budgets"}
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (grid().where(np.arange(35) == 0), "1 point"),
+        (grid(sizes=5, budgets=1), "5 point"),
+        (make_points(np.full(9, 1e8), np.linspace(3, 2, 9), tokens=np.geomspace(1e9, 1e11, 9)), "value.* of params"),
+    ],
+)
+def test_too_little_to_fit_says_what_is_missing(points, message):
+    with pytest.raises(UserError, match=message):
+        fit_law(points)
+
+
+def test_parabolas_say_what_is_missing():
+    with pytest.raises(UserError, match="2 budget"):
+        fit_valleys(grid(budgets=2))
+    with pytest.raises(UserError, match="train larger models"):
+        fit_valleys(grid(span=(0.02, 0.2)))
+
+
+def test_losses_that_do_not_fall_follow_no_law():
+    points = grid()
+    rising = make_points(points.params, points.params**0.1, tokens=points.tokens)
+    with pytest.raises(UserError, match="no law of this form"):
+        fit_law(rising, resamples=0)
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_files_of_both_kinds_are_read(tmp_path):
+    by_tokens, none = read_points(
+        write(tmp_path / "a.csv", "Params, Tokens,loss,note\n1e8,2e9,3.1,x\n\n2e8,4e9,2.9,\n")
+    )
+    by_flops, _ = read_points(write(tmp_path / "b.csv", "\ufeffflops,params,loss\n1.2e18,1e8,3.1\n4.8e18,2e8,2.9\n"))
+    np.testing.assert_allclose(by_tokens.flops, by_flops.flops)
+    np.testing.assert_allclose(by_tokens.tokens, by_flops.tokens)
+    assert none is None
+    kept, held = read_points(write(tmp_path / "c.csv", "params,tokens,loss,held_out\n1,2,3,0\n4,5,6,1\n"))
+    assert len(kept) == 1 and held.loss.tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("params,tokens,loss\n1e8,2e9,nan\n", "line 2: loss must be a positive number, got nan"),
+        ("params,tokens,loss\n1e8,0,3\n", "line 2: tokens must be a positive number, got 0"),
+        ("params,tokens,loss\n1e8,abc,3\n", "line 2: tokens must be a number"),
+        ("params,tokens,loss\n1e8,2e9\n", "line 2: loss must be a number"),
+        ("params,loss\n1e8,3\n", "must name the columns"),
+        ("params,tokens,loss\n", "holds no points"),
+        ("", "must name the columns"),
+    ],
+)
+def test_nonsense_is_refused_with_its_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_points(write(tmp_path / "points.csv", text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_points(str(tmp_path / "none.csv"))
