@@ -46,7 +46,8 @@ def _curate_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "corpus: a glob, file or folder of .jsonl[.gz|.zst], .txt or .parquet, or 'python'; stands for --gin.INPUT",
+        "corpus: a glob, file or folder of .jsonl[.gz|.zst], .txt, .parquet, .warc[.gz] ...; code:DIR, books:GLOB, "
+        "tfds:NAME:SPLIT, seqio:TASK:SPLIT, or 'python'; stands for --gin.INPUT",
         flag_values=values,
     )
     _workers_flag(values)
