@@ -91,7 +91,8 @@ def find_files(pattern: str, source: str, format_: str | None = None) -> tuple[l
     found = filesystem.glob(root, detail=True) if is_glob else filesystem.find(root, detail=True)
     files, ignored = [], Counter()
     for path, info in sorted(found.items()):
-        if info["type"] != "file":
+        is_link_to_file = info.get("islink") and os.path.isfile(path)
+        if info["type"] != "file" and not is_link_to_file:
             continue
         shown = as_written(pattern, path)
         reader = format_ or format_of(path)

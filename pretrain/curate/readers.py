@@ -188,11 +188,11 @@ def _from_json(origin: str, line: bytes, fields: Fields) -> Record | Unreadable:
         try:
             values = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            return Unreadable(origin, _utf8_problem(error), line, len(line))
+            return Unreadable(origin, _utf8_problem(error), line[:BEGINNING], len(line))
         except (ValueError, RecursionError) as error:
-            return Unreadable(origin, f"not JSON: {one_line(error)}", line, len(line))
+            return Unreadable(origin, f"not JSON: {one_line(error)}", line[:BEGINNING], len(line))
     if not isinstance(values, dict):
-        return Unreadable(origin, "not a JSON object", line, len(line))
+        return Unreadable(origin, "not a JSON object", line[:BEGINNING], len(line))
     return from_mapping(origin, values, fields, line)
 
 
@@ -203,10 +203,10 @@ def from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: bytes
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            return Unreadable(origin, _utf8_problem(error), text, len(text))
+            return Unreadable(origin, _utf8_problem(error), text[:BEGINNING], len(text))
     if not isinstance(text, str):
         found = "no field" if text is None else f"{type(text).__name__}, not text, in field"
-        return Unreadable(origin, f"{found} {fields.text!r}", raw, len(raw))
+        return Unreadable(origin, f"{found} {fields.text!r}", raw[:BEGINNING], len(raw))
     own_id, group = values.get(fields.id), values.get(fields.group) if fields.group else None
     own_id = str(own_id) if isinstance(own_id, (str, int)) and str(own_id).strip() else None
     if own_id is not None:

@@ -317,6 +317,16 @@ def test_find_files_by_path_glob_and_folder(tmp_path, monkeypatch):
     )
 
 
+def test_a_link_to_a_file_is_a_file_and_a_dangling_one_is_none(tmp_path):
+    target = write_jsonl(tmp_path / "elsewhere" / "a.jsonl", records(3))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").symlink_to(target)
+    (folder / "b.jsonl").symlink_to(tmp_path / "nothing")
+    (found,), _ = find_files(str(folder), "corpus")
+    assert found.path == str(folder / "a.jsonl") and found.size == target.stat().st_size
+
+
 def test_a_name_with_brackets_is_a_path_if_it_is_there(tmp_path):
     path = write_jsonl(tmp_path / "a[1].jsonl", records(1))
     assert [file.path for file in find_files(str(path), "corpus")[0]] == [str(path)]
