@@ -24,20 +24,18 @@ CORE = [
     "tokenizers",  # byte-level BPE and tokenizer.json
     "pyarrow",  # curated documents are Parquet
     "xxhash",
-    "zstandard",
+    "msgspec",  # JSON at twice the speed of Python's own
+    "backports.zstd; python_version < '3.14'",  # raises on truncated files, which zstandard reads as whole
+    "scipy",  # fits scaling laws
 ]
 DATA = [
     "seqio",  # brings tensorflow through tensorflow-text; naming tensorflow-cpu as well would install both
     "tensorflow-datasets",
     "importlib-resources",  # tensorflow-datasets imports it to build a data set and does not ask for it
     "apache-beam",
-    "pyarrow",
-    "xxhash",
-    "msgspec",  # JSON at twice the speed of Python's own
     "fastwarc>=2",  # WARC records; small, fast, keeps its memory
     "resiliparse>=2",  # charsets and main text of HTML pages
     "brotli",  # a content encoding of HTTP; FastWARC needs it as well
-    "backports.zstd; python_version < '3.14'",  # raises on truncated files, which zstandard reads as whole
     "py3langid>=0.4",  # language identification, its model inside the package
     "fasttext-community",  # trains and reads fastText classifiers: quality, toxicity, the user's own
     "phonenumberslite",  # which digits are a phone number

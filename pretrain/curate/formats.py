@@ -14,18 +14,27 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from pretrain.curate import books, python_library, readers, registered, source_code, warc
+from pretrain.curate import books, python_library, readers, registered, source_code
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
 
 Items = Iterator[Record | Unreadable]
+
+
+def _read_warc(file: InputFile, fields: Fields) -> Items:
+    """Its libraries come with the extra [data], which training does without."""
+    from pretrain.curate.warc import read_warc
+
+    return read_warc(file, fields)
+
+
 PYTHON = python_library.FORMAT
 READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     "jsonl": readers.read_jsonl,
     "text": readers.read_text,
     "parquet": readers.read_parquet,
-    "warc": warc.read_warc,
+    "warc": _read_warc,
     books.FORMAT: books.read_book,
     source_code.FORMAT: source_code.read_repository,
     registered.TFDS: registered.read_split,
