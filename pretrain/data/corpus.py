@@ -77,7 +77,7 @@ def document_origins(corpus_dir: os.PathLike | str, numbers: np.ndarray) -> dict
             columns = parquet.read(columns=["id", "origin"])
         for number in np.unique(numbers[numbers >> 32 == file]).tolist():
             row = columns.slice(number & 0xFFFFFFFF, 1).to_pylist()[0]
-            found[number] = f"{row['id']} from {row['origin']}"
+            found[number] = f"{row['id']} from {row['origin']}" if row["origin"] else row["id"]
     return found
 
 
