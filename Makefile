@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix benchmark-cpu clean
+.PHONY: quickstart test lint test-matrix clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
@@ -23,9 +23,9 @@ test-matrix:
 	  $(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
-# PEER is a python with torch and transformers, in an environment of its own.
-benchmark-cpu: $(VENV)/.installed
-	$(BIN)/python benchmarks/cpu_training.py $(if $(PEER),--peer_python=$(PEER))
+# Any benchmark: `make benchmark-near-dedup ARGS='CORPUS --peer_python=...'`; docs/ says what each shows and how it was run.
+benchmark-%: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python benchmarks/$(subst -,_,$*).py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-3.* build *.egg-info
