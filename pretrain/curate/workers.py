@@ -7,7 +7,6 @@ share nothing with the parent, and they end when the parent dies, however it die
 import multiprocessing
 import multiprocessing.connection
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -19,9 +18,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pretrain.core import storage
+from pretrain.core.console import Progress, say
 from pretrain.core.errors import RunError, check
 
-SECONDS_BETWEEN_LINES = 10.0
 TASKS_AHEAD = 2  # so that a worker never waits while this process is at a task of its own
 
 
@@ -73,15 +72,17 @@ class Workers:
             RunError: a worker process died.
         """
         pending = [task for task in tasks if not os.path.exists(task.result)]
-        with Progress(label, len(tasks), len(tasks) - len(pending)) as progress:
+        with Progress(len(tasks), label, "task", initial=len(tasks) - len(pending)) as progress:
+            tally = Tally(progress)
             if self.count == 1 or len(pending) <= 1:
                 for task in pending:
-                    progress.advance(_run_task(self._shared, task))
+                    tally.add(_run_task(self._shared, task))
             else:
-                self._run_in_pool(pending, progress)
+                self._run_in_pool(pending, tally)
+        say(f"{label}: {len(tasks)}/{len(tasks)} tasks, {tally.rate()}")
         return [storage.read_json(task.result) for task in tasks]
 
-    def _run_in_pool(self, pending: list[Task], progress: "Progress") -> None:
+    def _run_in_pool(self, pending: list[Task], tally: "Tally") -> None:
         """Keeps `TASKS_AHEAD` tasks waiting for each other process, and does what is left here meanwhile."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
@@ -92,10 +93,10 @@ class Workers:
                 while waiting and len(given) < TASKS_AHEAD * (self.count - 1):
                     given.add(self._pool.submit(_run_in_worker, waiting.popleft()))
                 if waiting:
-                    progress.advance(_run_task(self._shared, waiting.pop()))
+                    tally.add(_run_task(self._shared, waiting.pop()))
                 done, given = wait(given, timeout=0 if waiting else None, return_when=FIRST_COMPLETED)
                 for future in done:
-                    progress.advance(future.result())
+                    tally.add(future.result())
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker process died, most often for want of memory; run the same command again to go on "
@@ -131,46 +132,18 @@ def _start_worker(shared: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class Progress:
-    """A progress bar with documents/s and the time left on a terminal, plain lines elsewhere; on standard error."""
+class Tally:
+    """Counts finished tasks and their documents on a progress display."""
 
-    def __init__(self, label: str, total: int, done: int):
-        self._label, self._total, self._done, self._before = label, total, done, done
-        self._documents, self._started, self._shown = 0, time.monotonic(), time.monotonic()
-        self._bar = None
+    def __init__(self, progress: Progress):
+        self._progress, self._documents, self._started = progress, 0, time.monotonic()
 
-    def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._total, initial=self._done, desc=self._label, unit="task", leave=False)
-        return self
-
-    def advance(self, summary: dict) -> None:
+    def add(self, summary: dict) -> None:
         """Counts one finished task."""
-        self._done += 1
         self._documents += summary.get("documents", 0)
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._rate(), refresh=False)
-            self._bar.update()
-        elif time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
-            self._show()
+        self._progress.update(1, self.rate())
 
-    def __exit__(self, exception_type, *_) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if exception_type is None:
-            self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
-        done = f"{self._done}/{self._total} tasks"
-        print(f"{self._label}: {done}, {self._rate()}{self._left()}", file=sys.stderr, flush=True)
-
-    def _left(self) -> str:
-        done, left = self._done - self._before, self._total - self._done
-        return f", {(time.monotonic() - self._started) / done * left:,.0f} s left" if done and left else ""
-
-    def _rate(self) -> str:
+    def rate(self) -> str:
+        """Documents so far and a second."""
         seconds = max(time.monotonic() - self._started, 1e-3)
         return f"{self._documents:,} documents, {self._documents / seconds:,.0f} documents/s"
