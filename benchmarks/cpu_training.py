@@ -65,7 +65,8 @@ def our_trainer(workdir: str, steps: int):
     import numpy as np
 
     from pretrain.core.memory import keep_freed_memory
-    from pretrain.models.config import TransformerConfig, flops_per_token
+    from pretrain.models.config import TransformerConfig
+    from pretrain.models.flops import count_flops
     from pretrain.models.functional import FunctionalModel
     from pretrain.models.transformer import Transformer
     from pretrain.objectives.causal import Causal
@@ -100,7 +101,7 @@ def our_trainer(workdir: str, steps: int):
         Training(steps=steps, batch_size=BATCH, sequence_length=LENGTH, log_every=1),
         StepBuilder(model, objective, optimizer, rate), make_mesh(MeshConfig()),
         Data(batches, lambda step: {"step": step}), workdir, Checkpointing(every=10**9),
-        flops_per_token(config, LENGTH),
+        count_flops(config, LENGTH).training,
     )  # fmt: skip
 
 

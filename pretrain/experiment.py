@@ -38,7 +38,8 @@ from pretrain.data.training_data import TrainingData
 from pretrain.evaluate.baselines import compressor_baselines
 from pretrain.evaluate.generation import Generation, generate
 from pretrain.evaluate.perplexity import Perplexity, score_documents, summary
-from pretrain.models.config import TransformerConfig, flops_per_token
+from pretrain.models.config import TransformerConfig
+from pretrain.models.flops import count_flops
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.models.parametrization import learning_rate_scales
 from pretrain.models.transformer import Transformer
@@ -177,7 +178,7 @@ class Experiment:
             self._data(),
             self.workdir,
             Checkpointing(),
-            flops_per_token(specification, training.sequence_length),
+            count_flops(specification, training.sequence_length).training,
             params,
         )
 

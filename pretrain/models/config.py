@@ -139,16 +139,3 @@ class TransformerConfig:
             f"TransformerConfig.vocab_size is {self.vocab_size}, but the tokenizer has {vocab_size} tokens",
         )
         return self
-
-
-def flops_per_token(config: TransformerConfig, length: int) -> int:
-    """Floating-point operations to train one token: forward and backward, matrix products only.
-
-    Attention is causal: each token looks at half of `length` on average (PaLM, appendix B, halved as MaxText counts).
-    """
-    attention_dim = config.num_heads * config.query_dim
-    projections = config.embed_dim * (2 * attention_dim + 2 * config.num_kv_heads * config.query_dim)
-    mlp = (3 if config.is_gated else 2) * config.embed_dim * config.mlp_dim
-    scores = 2 * attention_dim * length // 2
-    forward = 2 * (config.num_layers * (projections + mlp + scores) + config.embed_dim * config.vocab_size)
-    return 3 * forward

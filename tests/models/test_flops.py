@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, model, packed_rows, params
 
-from pretrain.models.config import flops_per_token
+from pretrain.models.flops import count_flops
 from pretrain.objectives.causal import Causal
 from pretrain.train.step import StepBuilder
 
@@ -42,11 +42,11 @@ def test_the_formula_counts_the_products_of_the_training_step(changes):
     loss = lambda values: step.loss(values, batch, {"cross_entropy": 1.0})[0]  # noqa: E731
     counted = dot_flops(jax.make_jaxpr(jax.grad(loss))(params(config)).jaxpr)
     square = 2 * 2 * config.num_heads * config.query_dim * LENGTH * config.num_layers
-    assert counted == 3 * LENGTH * (flops_per_token(config, LENGTH) + 3 * square // 2)
+    assert counted == 3 * LENGTH * (count_flops(config, LENGTH).training + 3 * square // 2)
 
 
 def test_recomputation_is_not_counted():
-    assert flops_per_token(dataclasses.replace(CONFIG, remat="full"), 64) == flops_per_token(CONFIG, 64)
+    assert count_flops(dataclasses.replace(CONFIG, remat="full"), 64).training == count_flops(CONFIG, 64).training
 
 
 def test_a_known_model():
@@ -55,4 +55,4 @@ def test_a_known_model():
         CONFIG, vocab_size=50_304, num_layers=12, embed_dim=768, num_heads=12, kv_heads=None, mlp_dim=3072,
         activation="gelu", max_length=1024,
     )  # fmt: skip
-    assert flops_per_token(gpt2, 1024) == 6 * (12 * 12 * 768**2 + 768 * 50_304) + 6 * 12 * 768 * 1024
+    assert count_flops(gpt2, 1024).training == 6 * (12 * 12 * 768**2 + 768 * 50_304) + 6 * 12 * 768 * 1024
