@@ -12,7 +12,7 @@ from scipy import optimize
 
 from pretrain.core.errors import check
 from pretrain.models.config import TransformerConfig
-from pretrain.plan.flops import count_flops
+from pretrain.models.flops import count_flops
 from pretrain.plan.laws import (
     DEFAULT_LAW,
     FLOPS_PER_PARAMETER_TOKEN,
@@ -41,8 +41,8 @@ class Plan:
         optima: {law: how it would divide the budget}.
         chosen: the division to follow, from `law`.
         law: the name of the law that was chosen.
-        loss_interval: least and greatest loss that the parametric laws predict for the chosen N and D; for a law of the
-            user's own, from its bootstrap.
+        loss_interval: least and greatest loss that the published parametric laws predict for the chosen N and D; None
+            for a law of the user's own, whose data they never saw.
         shape: a model of about the chosen size.
         batch_tokens, learning_rate: by DeepSeek's laws.
         serving: the cheapest model of equal quality over its life, when a demand was given.
@@ -91,7 +91,6 @@ def make_plan(
     own: ParametricLaw | None = None,
     inference_tokens: float | None = None,
     unique_tokens: float | None = None,
-    intervals=None,
 ) -> Plan:
     """Plans a run for one of `compute`, `tokens` or `params`; two of tokens and params fix the run, and it is judged.
 
@@ -101,7 +100,6 @@ def make_plan(
         own: a law fitted to the user's own runs; it becomes the choice when it is given.
         inference_tokens: what the model will read and write in its life.
         unique_tokens: how much fresh data there is.
-        intervals: function of (N, D) -> (low, high) predicted loss of the user's law.
 
     Raises:
         UserError: no budget, or one too many.
@@ -122,9 +120,9 @@ def make_plan(
     optima = {name: each.optimum(compute) for name, each in laws.items()}
     chosen = _fixed_optimum(laws[law], params, tokens) if fixed else optima[law]
     shape = shape_for(chosen.params, _kind(compute, chosen.params), HEAD_DIM if chosen.params > 5e7 else 32)
-    parametric = [each for each in laws.values() if isinstance(each, ParametricLaw)]
-    predicted = [float(each.loss(chosen.params, chosen.tokens)) for each in parametric]
-    interval = intervals(chosen.params, chosen.tokens) if intervals else (min(predicted), max(predicted))
+    published = [each for each in LAWS.values() if isinstance(each, ParametricLaw)]
+    predicted = [float(each.loss(chosen.params, chosen.tokens)) for each in published]
+    interval = None if own else (min(predicted), max(predicted))
     parametric_law = laws[law] if isinstance(laws[law], ParametricLaw) else LAWS[DEFAULT_LAW]
     repeated = RepeatedDataLaw().optimum(compute, unique_tokens) if unique_tokens else None
     return Plan(
