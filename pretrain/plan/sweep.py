@@ -8,6 +8,7 @@ ordinary `pretrain train` in a folder of its own on the sweep's corpus and cache
 import dataclasses
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ def _make_run(params: float, budget: float, model: TransformerConfig, sweep: Swe
 
 def launch_lines(runs: Sequence[Run], workdir: str, gin_files: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
     """A command line for each run, for a cluster's queue."""
-    return [" ".join(["pretrain", *_arguments(run, workdir, gin_files, extra)]) for run in runs]
+    return [shlex.join(["pretrain", *_arguments(run, workdir, gin_files, extra)]) for run in runs]
 
 
 def _arguments(run: Run, workdir: str, gin_files: Sequence[str], extra: Sequence[str]) -> list[str]:

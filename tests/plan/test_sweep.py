@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import pytest
 from tiny import TINY_GIN, run_cli, write_corpus
@@ -44,7 +45,8 @@ def test_a_cluster_gets_one_line_a_run():
     lines = launch_lines(runs, "gs://b/sweep", ["a.gin"], ["SEED=3"])
     assert len(lines) == len(runs)
     assert lines[0].startswith("pretrain train --gin_file=a.gin --workdir=gs://b/sweep/runs/")
-    assert "--gin.SEED=3" in lines[0] and "--gin.Experiment.data='gs://b/sweep'" in lines[0]
+    words = shlex.split(lines[0])  # as a shell reads it
+    assert "--gin.SEED=3" in words and "--gin.Experiment.data='gs://b/sweep'" in words
 
 
 def test_finished_runs_are_read_back(tmp_path):
