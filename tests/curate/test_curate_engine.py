@@ -144,7 +144,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("moment", ["1/3.json"])
+@pytest.mark.parametrize("moment", ["read/1.json", "0/2.json", "0/decisions.json", "1/3.json"])
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(corpus, moment):
     undisturbed = start_run(corpus, "undisturbed")
     assert undisturbed.wait(60) == 0, undisturbed.stderr.read()

@@ -33,14 +33,14 @@ def next_logits(tokens_BL, length):
 
 @pytest.mark.parametrize("size", [1, PROMPT_BUCKET - 1, PROMPT_BUCKET, PROMPT_BUCKET + 1])
 def test_greedy_is_the_uncached_argmax_token_for_token(size):
-    prompt = np.random.default_rng(size).integers(4, VOCAB, size)
+    prompt = np.random.default_rng(size + 300).integers(4, VOCAB, size)
     (found,) = sample(prompt, Generation(max_tokens=12, temperature=0.0))
     tokens = np.zeros((1, 128), np.int32)
     tokens[0, :size] = prompt
     for step in range(12):
         tokens[0, size + step] = int(np.argmax(next_logits(tokens, size + step)))
     assert found.tolist() == tokens[0, size : size + 12].tolist()
-    assert len(set(found.tolist())) > 1  # a constant would prove little
+    assert len(set(found.tolist())) > 2  # a constant would prove little
 
 
 def test_the_vocabulary_s_padding_is_never_drawn():
