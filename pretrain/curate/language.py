@@ -1,8 +1,9 @@
 """Language identification: which language a document is in, how sure that is, and which languages are kept.
 
 The model is py3langid's (Lui & Baldwin 2012, langid.py), which ships inside its package: naive Bayes over byte n-grams
-chosen to tell languages and not domains apart, with a probability calibrated by length. It was chosen over fastText's
-lid.176.ftz by measurement (docs/curation_judgements.md). A fastText identification model can take its place.
+chosen to tell languages and not domains apart, with a probability calibrated by length; `langid.py` asks it about many
+texts at once. It was chosen over fastText's lid.176.ftz by measurement (docs/curation_judgements.md). A fastText
+identification model can take its place.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from pretrain.curate.stages import rejections, tags
 PY3LANGID = "py3langid"
 UNDETERMINED = "und"  # ISO 639-2: a document without letters
 LETTER = re.compile(r"[^\W\d_]")
+Identify = Callable[[Sequence[str]], list[tuple[str, float]]]
 
 
 @gin.configurable(module="pretrain.curate")
@@ -52,8 +54,7 @@ class Language:
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:
         """Tags all; rejects by rule `language_score`, or by `language_xx` for a sure language that is not kept."""
-        identify = identifier(self.model, tuple(self.keep))
-        judged = [identify(text) for text in sample(documents["text"], self.sample_characters)]
+        judged = identifier(self.model, tuple(self.keep))(sample(documents["text"], self.sample_characters))
         found = [language for language, _ in judged]
         scores = np.round(np.array([score for _, score in judged], np.float64), DIGITS)
         ids = documents["id"]
@@ -69,8 +70,8 @@ class Language:
 
 
 @functools.lru_cache(maxsize=4)
-def identifier(model: str = PY3LANGID, keep: tuple[str, ...] = ()) -> Callable[[str], tuple[str, float]]:
-    """The function from a text to its language and that language's probability, loaded once a process.
+def identifier(model: str = PY3LANGID, keep: tuple[str, ...] = ()) -> Identify:
+    """The function from texts to the language of each and that language's probability, loaded once a process.
 
     Raises:
         UserError: the model is no such file, or does not know a language that is to be kept.
@@ -79,24 +80,26 @@ def identifier(model: str = PY3LANGID, keep: tuple[str, ...] = ()) -> Callable[[
     unknown = sorted(set(keep) - known)
     check(not unknown, f"Language.keep: {unknown} unknown to {model}; it knows {' '.join(sorted(known))}")
 
-    def of(text: str) -> tuple[str, float]:
-        return identify(text) if LETTER.search(text) else (UNDETERMINED, 0.0)
+    def of(texts: Sequence[str]) -> list[tuple[str, float]]:
+        answers = identify(texts)
+        return [a if LETTER.search(text) else (UNDETERMINED, 0.0) for a, text in zip(answers, texts, strict=True)]
 
     return of
 
 
-def _py3langid() -> tuple[Callable, set[str]]:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+def _py3langid() -> tuple[Identify, set[str]]:
+    from pretrain.curate.langid import BatchIdentifier
 
-    model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    return model.classify, set(model.labels)
+    model = BatchIdentifier()
+    return model, model.labels
 
 
-def _fasttext(path: str) -> tuple[Callable, set[str]]:
+def _fasttext(path: str) -> tuple[Identify, set[str]]:
     model = fasttext_models.from_file(path)
 
     def identify(text: str) -> tuple[str, float]:
         labels, probabilities = model.predict(" ".join(text.split()))
         return labels[0].removeprefix(fasttext_models.LABEL), min(1.0, float(probabilities[0]))
 
-    return identify, {label.removeprefix(fasttext_models.LABEL) for label in model.get_labels()}
+    known = {label.removeprefix(fasttext_models.LABEL) for label in model.get_labels()}
+    return lambda texts: [identify(text) for text in texts], known

@@ -1,15 +1,19 @@
 # ruff: noqa: RUF001
 """Language identification: languages told apart, thresholds and lists, and any text at all."""
 
+import functools
+
 import numpy as np
 import pytest
 from corpora import batch, documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from py3langid import langid
 
 from pretrain.core.errors import UserError
 from pretrain.curate.documents import DOCUMENTS
 from pretrain.curate.judgement import in_languages, sample
+from pretrain.curate.langid import BatchIdentifier
 from pretrain.curate.language import Language, identifier
 from pretrain.curate.stages import MapStage, apply
 
@@ -47,6 +51,36 @@ def tagged(stage: MapStage, texts: list[str], name: str) -> list:
 def test_twenty_languages_are_told_apart():
     assert tagged(Language(), list(SENTENCES.values()), "language") == list(SENTENCES)
     assert min(tagged(Language(), list(SENTENCES.values()), "language_score")) > 0.65
+
+
+@functools.cache
+def batch_identifier() -> BatchIdentifier:
+    return BatchIdentifier()
+
+
+@functools.cache
+def one_at_a_time():
+    """The package's own classifier."""
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(ANY_TEXT, st.sampled_from(list(SENTENCES.values())).map(str.upper)), max_size=6))
+def test_many_texts_at_once_get_the_answers_of_one_at_a_time(texts):
+    texts += SENTENCES.values()
+    expected = [one_at_a_time().classify(text) for text in texts]
+    found = batch_identifier()(texts)
+    np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], atol=1e-4)
+    sure = [row for row, (_, score) in enumerate(expected) if score > 0.4]
+    assert [found[row][0] for row in sure] == [expected[row][0] for row in sure]
+
+
+def test_texts_without_known_letters_and_no_texts_at_all():
+    assert batch_identifier()([]) == []
+    texts = ["", "\0"]
+    assert [score for _, score in batch_identifier()(texts)] == pytest.approx(
+        [one_at_a_time().classify(text)[1] for text in texts]
+    )
 
 
 def test_languages_not_kept_are_dropped_by_name_and_the_rest_is_tagged():
