@@ -65,10 +65,9 @@ def our_trainer(workdir: str, steps: int):
     import numpy as np
 
     from pretrain.core.memory import keep_freed_memory
+    from pretrain.models.build import build_model
     from pretrain.models.config import TransformerConfig
     from pretrain.models.flops import count_flops
-    from pretrain.models.functional import FunctionalModel
-    from pretrain.models.transformer import Transformer
     from pretrain.objectives.causal import Causal
     from pretrain.optim.optimizers import Optimizer, build_optimizer
     from pretrain.optim.schedules import Schedule
@@ -82,7 +81,7 @@ def our_trainer(workdir: str, steps: int):
         vocab_size=VOCAB, num_layers=LAYERS, embed_dim=EMBED, num_heads=HEADS, mlp_dim=4 * EMBED, max_length=LENGTH,
         norm="layernorm", positions="learned", activation="gelu", use_bias=True, scan_unroll=-1,
     )  # fmt: skip
-    model = FunctionalModel(lambda rngs: Transformer(config, rngs=rngs))
+    model = build_model(config)
     optimizer, rate = build_optimizer(Optimizer(), Schedule(peak=3e-4), steps, model.logical_axes())
     objective = Causal()
     rng = np.random.default_rng(0)

@@ -20,30 +20,30 @@ import jax
 import numpy as np
 
 from pretrain.core import config as gin_config
-from pretrain.core.console import Progress, say
+from pretrain.core.console import say
 from pretrain.core.environment import environment
 from pretrain.core.errors import UserError, check
 from pretrain.core.memory import keep_freed_memory
+from pretrain.core.objective import Vocabulary
 from pretrain.core.storage import Path, read_json, write_json, write_text
 from pretrain.core.trees import size
 from pretrain.curate.command import run_configured
 from pretrain.curate.recipe import Recipe
 from pretrain.data import tokenizers
 from pretrain.data.cache import CacheConfig, build_cache, read_info
-from pretrain.data.documents import stored_tokens, texts
 from pretrain.data.inspect import describe_batch
 from pretrain.data.inspect_page import batch_page
 from pretrain.data.loader import Loader, LoaderConfig, make_loader
 from pretrain.data.training_data import TrainingData
-from pretrain.evaluate.baselines import compressor_baselines
 from pretrain.evaluate.generation import Generation, generate
-from pretrain.evaluate.perplexity import Perplexity, score_documents, summary
+from pretrain.evaluate.perplexity import Perplexity
+from pretrain.evaluation import score_objective, score_text
+from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.flops import count_flops
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.models.parametrization import learning_rate_scales
-from pretrain.models.transformer import Transformer
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Objective, check_architecture, import_objectives
 from pretrain.objectives.causal import Causal
 from pretrain.optim.optimizers import Optimizer, build_optimizer
 from pretrain.optim.schedules import Schedule
@@ -51,12 +51,11 @@ from pretrain.plan.costs import Costs
 from pretrain.plan.planner import ratio_warning
 from pretrain.plan.sweep import Sweep
 from pretrain.sharding.mesh import MeshConfig, make_mesh
-from pretrain.sharding.placement import batch_shardings, place_batch, tree_shardings
-from pretrain.sharding.rules import use_mesh
+from pretrain.sharding.placement import tree_shardings
 from pretrain.train.checkpoint import Checkpointer, Checkpointing
 from pretrain.train.loop import Data, Trainer, Training
 from pretrain.train.state import TrainState
-from pretrain.train.step import StepBuilder, objective_totals
+from pretrain.train.step import StepBuilder
 
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
@@ -68,6 +67,7 @@ CONFIGS = (
     Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, Optimizer, Schedule, Checkpointing, Perplexity,
     Generation, Sweep, Costs,
 )  # fmt: skip
+import_objectives()
 DATA_RECORD = "data.json"  # in the workdir: the plan that training reads, with the phases of its mixture
 RESULTS = ("corpus/complete.json", "cache", "checkpoints")  # once one is there, the configuration is fixed
 
@@ -87,6 +87,7 @@ class Experiment:
         self.workdir = Path(workdir)
         self.data = self.workdir if data is None else Path(data)
         self.objective = objective or Causal()
+        check_architecture(self.objective, TransformerConfig().architecture)
         self.training = Training()
         self.modules: tuple[str, ...] = ()  # imported first, here and in every worker process of the cache
         for config in CONFIGS:  # a wrong value shows now, not after an hour in the stage that needs it
@@ -132,7 +133,8 @@ class Experiment:
         self.cache(workers=workers)
         self.train(init_from=init_from)
         evaluation = self.evaluate(reuse=True)
-        self.generate(save=True)
+        if self.objective.generates:
+            self.generate(save=True)
         say(f"report: {self.report()}")
         print(json.dumps(evaluation))
 
@@ -169,7 +171,7 @@ class Experiment:
         axes = self.model.logical_axes()
         scales = learning_rate_scales(specification, axes)
         optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, axes, scales)
-        builder = StepBuilder(self.model, self.objective, optimizer, rate, training.microbatches, training.head_chunks)
+        builder = StepBuilder(self.model, self.task, optimizer, rate, training.microbatches, training.head_chunks)
         params = self._params_from(init_from) if init_from else None
         return Trainer(
             training,
@@ -183,7 +185,7 @@ class Experiment:
         )
 
     def evaluate(self, *, checkpoint_step: int | None = None, reuse: bool = False) -> dict[str, Any]:
-        """Bits per byte and perplexity of the validation documents, beside baselines; kept in `evaluation.json`.
+        """Scores on the validation documents, kept in `evaluation.json`; see `evaluation`.
 
         Args:
             checkpoint_step: which checkpoint; None for the newest.
@@ -194,28 +196,18 @@ class Experiment:
         if reuse and path.exists() and read_json(path)["step"] == step:
             say(f"evaluate: {path} is there already")
             return read_json(path)
-        config, length = Perplexity(), self.training.sequence_length
-        info = read_info(self.data / "cache")
-        sizes = [splits["validation"] for splits in info["sources"].values() if "validation" in splits]
-        check(
-            any(size["tokens"] for size in sizes),
-            "there are no validation documents: raise VALIDATION_FRACTION and curate again, or give the seqio tasks a "
-            "validation split",
-        )
-        with Progress(sum(s["tokens"] for s in sizes), "evaluate", "token") as progress:
-            nats, tokens = score_documents(
-                stored_tokens(self.data / "cache", "validation"),
-                self._scorer(params, config.batch_size),
-                config,
-                bos_id=self.tokenizer.bos_id,
-                length=length,
-                on_batch=progress.update,
+        training = self.training
+        if self.objective.generates:
+            scores = score_text(
+                self.model, params, self.mesh, self.data, self.tokenizer, training.sequence_length, training.head_chunks
             )
-        result = {
-            "step": step,
-            **summary(nats, tokens, sum(s["bytes"] for s in sizes)),
-            "baselines": compressor_baselines(texts(self.data / "cache", self.data / "corpus", "validation")),
-        }
+        else:
+            loader = self._open_loader("validation", epochs=1)
+            builder = StepBuilder(self.model, self.task, None, None, head_chunks=training.head_chunks)
+            batches = (batch for _, batch in loader.iterate())
+            spec = self.task.batch_spec(training.batch_size, training.sequence_length)
+            scores = score_objective(builder.evaluate, spec, params, self.mesh, batches)
+        result = {"step": step, "objective": type(self.objective).__name__, **scores}
         write_json(path, result)
         return result
 
@@ -235,6 +227,8 @@ class Experiment:
             save: also write them to `samples.jsonl`, for the report.
             **changes: fields of `Generation` to set, e.g. `temperature=0`.
         """
+        kind = type(self.objective).__name__
+        check(self.objective.generates, f"{kind} does not train a model to continue text: there is nothing to generate")
         config = Generation(**changes)
         _, params = self._checkpoint(checkpoint_step)
         samples = []
@@ -294,10 +288,17 @@ class Experiment:
         return tokenizers.load(self.data / "cache" / "tokenizer")
 
     @functools.cached_property
+    def task(self) -> Objective:
+        """The objective with the tokenizer's ids."""
+        tokenizer = self.tokenizer
+        ids = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
+        return self.objective.bind(Vocabulary(tokenizer.vocab_size, *ids, tokenizer.num_extra_ids))
+
+    @functools.cached_property
     def model(self) -> FunctionalModel:
         """The model as pure functions."""
         specification = self.model_config()
-        return FunctionalModel(lambda rngs: Transformer(specification, rngs=rngs))
+        return build_model(specification, self.objective.model_needs)
 
     def model_config(self) -> TransformerConfig:
         """The model's configuration, with the tokenizer's vocabulary."""
@@ -311,9 +312,9 @@ class Experiment:
     def _open_loader(self, split: str, **options: Any) -> Loader:
         training, config = self.training, LoaderConfig()
         return make_loader(
-            self.data / "cache", split=split, objective=self.objective, batch_size=training.batch_size,
-            sequence_length=training.sequence_length, seed=training.seed, num_threads=config.num_threads,
-            prefetch=config.prefetch, **options,
+            self.data / "cache", split=split, objective=self.task, batch_size=training.batch_size,
+            sequence_length=self.objective.packed_length(training.sequence_length), seed=training.seed,
+            num_threads=config.num_threads, prefetch=config.prefetch, **options,
         )  # fmt: skip
 
     def _data(self) -> Data:
@@ -327,7 +328,8 @@ class Experiment:
             loader = self._open_loader("validation", epochs=1, **hosts)
             batches = self.training.eval_batches or None
             data.validation = lambda: (batch for _, batch in itertools.islice(loader.iterate(), batches))
-            data.bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
+            if type(self.objective) is Causal:
+                data.bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
         return data
 
     def _warn_of_ratio(self) -> None:
@@ -345,6 +347,15 @@ class Experiment:
             training.sequence_length <= longest,
             f"SEQUENCE_LENGTH ({training.sequence_length}) is longer than TransformerConfig.max_length ({longest})",
         )
+        kind, sentinels, tokenizer = type(self.objective).__name__, self.objective.sentinels, CacheConfig().tokenizer
+        check(
+            CacheConfig().mixture is not None or tokenizer.kind == "load" or tokenizer.extra_ids >= sentinels,
+            f"{kind} needs ids that no text holds: set TokenizerConfig.extra_ids = {sentinels} or more",
+        )
+        check(
+            training.head_chunks == 1 or self.objective.model_needs.chunkable,
+            f"Training.head_chunks must be 1: the loss of {kind} cannot be computed in parts",
+        )
         rows = training.batch_size // training.microbatches
         batch_ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.mesh.shape["expert"]
         check(
@@ -352,24 +363,6 @@ class Experiment:
             f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {batch_ways} ways "
             "the mesh splits a batch (data x fsdp x expert)",
         )
-
-    def _scorer(self, params: Params, batch_size: int):
-        """Batch -> total nats, compiled on the mesh."""
-        training = self.training
-        ways = self.mesh.size
-        check(batch_size % ways == 0, f"Perplexity.batch_size ({batch_size}) must be a multiple of {ways} devices")
-        shardings = batch_shardings(self.objective.batch_spec(batch_size, training.sequence_length), self.mesh)
-
-        @jax.jit
-        def nats(params, batch):
-            terms, _ = objective_totals(self.model, self.objective, params, batch, training.head_chunks)
-            return terms["cross_entropy"].sum
-
-        def score(batch) -> float:
-            with use_mesh(self.mesh):
-                return float(nats(params, place_batch(batch, shardings)))
-
-        return score
 
     def _checkpoint(self, step: int | None) -> tuple[int, Params]:
         check((self.workdir / "checkpoints").exists(), f"no checkpoint in {self.workdir}: run `pretrain train` first")

@@ -10,9 +10,8 @@ from pretrain.core import config as gin_config
 from pretrain.core.trees import size
 from pretrain.curate.recipe import Recipe
 from pretrain.experiment import Experiment
+from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
-from pretrain.models.functional import FunctionalModel
-from pretrain.models.transformer import Transformer
 from pretrain.optim.optimizers import Optimizer, build_optimizer
 from pretrain.optim.schedules import Schedule
 from pretrain.train.state import init_state
@@ -46,7 +45,7 @@ def test_run_file_takes_a_step(path, tmp_path):
     gin_config.load([str(path)])
     assert set(gin_config.declared_macros()) >= MACROS
     experiment, config = Experiment(str(tmp_path)), TransformerConfig().with_vocab(300)
-    model = FunctionalModel(lambda rngs: Transformer(config, rngs=rngs))
+    model = build_model(config, experiment.objective.model_needs)
     assert size(model.shapes) > 0
     training = experiment.training
     optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, model.logical_axes())

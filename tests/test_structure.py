@@ -16,6 +16,7 @@ LAYERS = [
     {"models", "objectives", "optim", "data", "curate"},
     {"train"},
     {"evaluate", "adapt", "interop", "plan", "report"},
+    {"evaluation"},
     {"experiment"},
     {"commands"},
     {"planning"},

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pretrain.core.trees import map_named
+from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
-from pretrain.models.transformer import Transformer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_GIN = ROOT / "tests" / "tiny.gin"
@@ -35,7 +35,7 @@ CONFIG = TransformerConfig(
 @functools.lru_cache(maxsize=64)
 def model(config: TransformerConfig = CONFIG) -> FunctionalModel:
     """The Transformer of a config, as pure functions."""
-    return FunctionalModel(lambda rngs: Transformer(config, rngs=rngs))
+    return build_model(config)
 
 
 @functools.lru_cache(maxsize=64)

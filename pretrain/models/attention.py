@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.models.config import TransformerConfig
-from pretrain.models.layers import Norm, Projection, compute_dtype, rotate
+from pretrain.models.layers import Norm, Projection, compute_dtype, param
+from pretrain.models.positions import Rotary, rotate
 from pretrain.sharding.rules import constrain
 
 MAX_BLOCKS = 16  # of queries in causal attention; more would only lengthen compilation
@@ -31,56 +32,113 @@ class Cache:
     value_BSKQ: jax.Array
 
 
-def attention_mask(segment_ids_BL: jax.Array, *, causal: bool) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """Who looks at whom, the same for all layers.
+
+    Attributes:
+        mask_BLS: bool, [batch, queries, keys].
+        bias_1HLS: float32, added to scores: [1, heads, queries, keys], or None.
+        rotary: tables of `rotary_tables` for the queries' positions, or None.
+        causal: the mask hides all keys beyond a query, and the places of queries and keys are the same.
+    """
+
+    mask_BLS: jax.Array
+    bias_1HLS: jax.Array | None = None
+    rotary: Rotary | None = None
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+def attention_mask(
+    queries_BL: jax.Array, keys_BS: jax.Array | None = None, *, causal: bool, prefix_BL: jax.Array | None = None
+) -> jax.Array:
     """Who may look at whom: [batch, queries, keys], true within a segment (and not ahead when causal).
 
-    Padding has segment 0 and sees only padding, so every row has something to look at.
+    Padding has segment 0 and sees only padding, so every row of a self-attention has something to look at.
+
+    Args:
+        queries_BL, keys_BS: segment ids; keys None for those of the queries.
+        causal: hides keys beyond a query.
+        prefix_BL: bool, keys that causality does not hide from their own segment (prefix LM).
     """
-    mask_BLS = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
+    keys_BS = queries_BL if keys_BS is None else keys_BS
+    mask_BLS = queries_BL[:, :, None] == keys_BS[:, None, :]
     if causal:
-        length = segment_ids_BL.shape[1]
-        mask_BLS &= jnp.tril(jnp.ones((length, length), bool))
+        seen_LS = jnp.tril(jnp.ones(mask_BLS.shape[1:], bool))
+        mask_BLS &= seen_LS if prefix_BL is None else seen_LS | prefix_BL[:, None, :]
     return mask_BLS
+
+
+def within_window(mask_BLS: jax.Array, queries_L: jax.Array, keys_S: jax.Array, window: int) -> jax.Array:
+    """`mask_BLS` without the keys `window` or more places from a query."""
+    return mask_BLS & (jnp.abs(queries_L[:, None] - keys_S[None, :]) < window)
 
 
 def dot_product_attention(
     q_BLHQ: jax.Array,
     k_BSKQ: jax.Array,
     v_BSKQ: jax.Array,
-    mask_BLS: jax.Array,
+    sight: Sight,
     *,
-    causal: bool,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks_H: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
     """Softmax attention; scores and softmax in float32. Returns [batch, length, heads, head dim].
 
-    With `causal`, key s is beyond query l for s > l (the mask says so too), and queries go in blocks that leave out the
-    keys beyond them: half the work, and scores of one block at a time.
+    Where causal, queries go in blocks that leave out the keys beyond them: half the work, and scores of one block at a
+    time.
+
+    Args:
+        q_BLHQ, k_BSKQ, v_BSKQ: queries, keys, values.
+        sight: who looks at whom.
+        scale: factor on scores; None = head_dim ** -0.5.
+        softcap: c * tanh(scores / c).
+        sinks_H: scores of looking at nothing.
+        implementation: "cudnn" where it can do what is asked.
     """
-    if implementation == "cudnn":
-        return jax.nn.dot_product_attention(q_BLHQ, k_BSKQ, v_BSKQ, mask=mask_BLS[:, None], implementation="cudnn")
     batch, length, heads, head_dim = q_BLHQ.shape
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    if implementation == "cudnn" and softcap is None and sinks_H is None and sight.bias_1HLS is None:
+        mask_B1LS = sight.mask_BLS[:, None]
+        return jax.nn.dot_product_attention(q_BLHQ, k_BSKQ, v_BSKQ, mask=mask_B1LS, scale=scale, implementation="cudnn")
     kv_heads = k_BSKQ.shape[2]
-    q_BKGLQ = (q_BLHQ / math.sqrt(head_dim)).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    q_BKGLQ = (q_BLHQ * scale).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     q_BKGLQ = q_BKGLQ.transpose(0, 2, 3, 1, 4)
     k_BKSQ, v_BKSQ = k_BSKQ.transpose(0, 2, 1, 3), v_BSKQ.transpose(0, 2, 1, 3)
-    block = max(64, -(-length // MAX_BLOCKS)) if causal else length
+    block = max(64, -(-length // MAX_BLOCKS)) if sight.causal else length
     blocks_BKGLQ = []
     for start in range(0, length, block):
         rows = slice(start, start + block)
-        seen = slice(0, min(start + block, length) if causal else None)
+        seen = slice(0, min(start + block, length) if sight.causal else None)
         scores_BKGLS = jnp.einsum(
             "bkglq,bksq->bkgls", q_BKGLQ[:, :, :, rows], k_BKSQ[:, :, seen], preferred_element_type=jnp.float32
         )
-        scores_BKGLS = jnp.where(mask_BLS[:, None, None, rows, seen], scores_BKGLS, MASKED)
-        weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(v_BSKQ.dtype)
+        if softcap is not None:
+            scores_BKGLS = softcap * jnp.tanh(scores_BKGLS / softcap)
+        if sight.bias_1HLS is not None:
+            bias_1HLS = sight.bias_1HLS[:, :, rows, seen]
+            scores_BKGLS = scores_BKGLS + bias_1HLS.reshape(1, kv_heads, -1, *bias_1HLS.shape[2:])
+        scores_BKGLS = jnp.where(sight.mask_BLS[:, None, None, rows, seen], scores_BKGLS, MASKED)
+        weights_BKGLS = _softmax(scores_BKGLS, sinks_H).astype(v_BSKQ.dtype)
         blocks_BKGLQ.append(jnp.einsum("bkgls,bksq->bkglq", weights_BKGLS, v_BKSQ[:, :, seen]))
     y_BKGLQ = jnp.concatenate(blocks_BKGLQ, axis=3) if len(blocks_BKGLQ) > 1 else blocks_BKGLQ[0]
     return y_BKGLQ.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
 
+def _softmax(scores_BKGLS: jax.Array, sinks_H: jax.Array | None) -> jax.Array:
+    """Attention weights; with sinks, each head's own score takes part and its weight is dropped."""
+    if sinks_H is None:
+        return jax.nn.softmax(scores_BKGLS, axis=-1)
+    batch, kv_heads, group, length, _ = scores_BKGLS.shape
+    sink_BKGL1 = jnp.broadcast_to(sinks_H.reshape(1, kv_heads, group, 1, 1), (batch, kv_heads, group, length, 1))
+    return jax.nn.softmax(jnp.concatenate([scores_BKGLS, sink_BKGL1], -1), axis=-1)[..., :-1]
+
+
 class Attention(nnx.Module):
-    """Self-attention: projections, rotary positions, attention, output projection."""
+    """Attention of a sequence to itself or, with `memory`, to another: projections, rotation, attention, projection."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, heads, kv_heads, size = config.embed_dim, config.num_heads, config.num_kv_heads, config.query_dim
@@ -92,42 +150,44 @@ class Attention(nnx.Module):
         self.out = Projection((heads, size), (embed,), ("heads", None, "embed"), config, rngs=rngs, scale=out_scale)
         self.query_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
         self.key_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
+        self.sinks = param(jnp.zeros(heads, config.param_dtype), ("heads",)) if config.attention_sinks else None
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
         flash = jax.default_backend() == "gpu" and compute_dtype(config) == jnp.bfloat16
         self.implementation = ("cudnn" if flash else "xla") if config.attention == "auto" else config.attention
 
     def __call__(
         self,
         x_BLD: jax.Array,
-        mask_BLS: jax.Array,
-        rotary: tuple[jax.Array, jax.Array] | None,
+        sight: Sight,
         cache: Cache | None = None,
         offset: jax.Array | None = None,
-        *,
-        causal: bool,
+        memory_BSD: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Attends within `x_BLD`, or with a cache over all its slots, writing the new ones at `offset`.
+        """Attends within `x_BLD`, or to `memory_BSD`, or with a cache over all its slots.
 
         Args:
             x_BLD: inputs.
-            mask_BLS: who looks at whom; S is L without a cache, the capacity with one.
-            rotary: tables of `rotary_tables` for these positions, or None.
-            cache: keys and values of earlier tokens.
+            sight: who looks at whom; S is L without cache and memory.
+            cache: keys and values of earlier tokens; the new ones are written at `offset`.
             offset: int32 scalar, the slot of the first new token.
-            causal: the mask hides all keys beyond a query, and positions of queries and keys are the same.
+            memory_BSD: an encoder's output.
         """
-        q_BLHQ, k_BLKQ, v_BLKQ = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
+        source_BSD = x_BLD if memory_BSD is None else memory_BSD
+        q_BLHQ, k_BSKQ, v_BSKQ = self.query(x_BLD), self.key(source_BSD), self.value(source_BSD)
         if self.query_norm is not None:
-            q_BLHQ, k_BLKQ = self.query_norm(q_BLHQ), self.key_norm(k_BLKQ)
-        if rotary is not None:
-            q_BLHQ, k_BLKQ = rotate(q_BLHQ, rotary), rotate(k_BLKQ, rotary)
+            q_BLHQ, k_BSKQ = self.query_norm(q_BLHQ), self.key_norm(k_BSKQ)
+        if sight.rotary is not None:
+            q_BLHQ, k_BSKQ = rotate(q_BLHQ, sight.rotary), rotate(k_BSKQ, sight.rotary)
         q_BLHQ = constrain(q_BLHQ, "batch", "length", "activation_heads", None)
-        k_BLKQ = constrain(k_BLKQ, "batch", "length", "activation_kv_heads", None)
-        v_BLKQ = constrain(v_BLKQ, "batch", "length", "activation_kv_heads", None)
+        k_BSKQ = constrain(k_BSKQ, "batch", "length", "activation_kv_heads", None)
+        v_BSKQ = constrain(v_BSKQ, "batch", "length", "activation_kv_heads", None)
         if cache is not None:
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)  # noqa: E731
-            cache = Cache(write(cache.key_BSKQ, k_BLKQ), write(cache.value_BSKQ, v_BLKQ))
-            k_BLKQ, v_BLKQ = cache.key_BSKQ, cache.value_BSKQ
+            cache = Cache(write(cache.key_BSKQ, k_BSKQ), write(cache.value_BSKQ, v_BSKQ))
+            k_BSKQ, v_BSKQ = cache.key_BSKQ, cache.value_BSKQ
         y_BLHQ = dot_product_attention(
-            q_BLHQ, k_BLKQ, v_BLKQ, mask_BLS, causal=causal, implementation=self.implementation
-        )
+            q_BLHQ, k_BSKQ, v_BSKQ, sight, scale=self.scale, softcap=self.softcap,
+            sinks_H=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
+            implementation=self.implementation,
+        )  # fmt: skip
         return self.out(constrain(y_BLHQ, "batch", "length", "activation_heads", None)), cache

@@ -10,6 +10,8 @@ import jax
 from flax import nnx
 from flax.nnx import traversals
 
+from pretrain.core.objective import Metrics
+
 Params = dict[str, Any]
 
 
@@ -36,6 +38,14 @@ class FunctionalModel:
             axes = variable.get_metadata()["logical_axes"]
             flat[path] = ("layers",) * (len(variable.shape) - len(axes)) + tuple(axes)
         return traversals.unflatten_mapping(flat)
+
+    def advance(self, params: Params, metrics: Metrics) -> Params:
+        """Parameters after a step, with what no gradient moves moved by what the step has counted."""
+        module = self.module(params)
+        if not hasattr(module, "advance"):
+            return params
+        module.advance(metrics)
+        return nnx.to_pure_dict(nnx.split(module)[1])
 
     def module(self, params: Params) -> nnx.Module:
         """The module with these parameters, to call inside a trace."""

@@ -1,5 +1,6 @@
-"""The small parts of a Transformer: parameters with logical axes, projections, norms, rotary positions."""
+"""The small parts of a Transformer: parameters with logical axes, projections, norms, activations."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -89,24 +90,11 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def rotary_tables(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of rotary positions (Su et al. 2021), each [batch, length, head_dim / 2], float32."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_BL[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BLHQ: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates pairs (i, i + head_dim / 2) of each head by its position's angle."""
-    cos, sin = (t[:, :, None, :] for t in tables)
-    left, right = jnp.split(x_BLHQ.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_BLHQ.dtype)
-
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swiglu": jax.nn.silu,
     "geglu": jax.nn.gelu,
     "gelu": jax.nn.gelu,
+    "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }

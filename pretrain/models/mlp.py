@@ -1,4 +1,7 @@
-"""The feed-forward sub-layer: two matrices, or three with a gate (Shazeer 2020, "GLU variants improve Transformer")."""
+"""The feed-forward sub-layer: two matrices, or three with a gate (Shazeer 2020, "GLU variants improve Transformer").
+
+Axes: B batch · L length · D embed · F mlp.
+"""
 
 import jax
 from flax import nnx
@@ -9,10 +12,10 @@ from pretrain.sharding.rules import constrain
 
 
 class Mlp(nnx.Module):
-    """[batch, length, embed] -> [batch, length, embed]."""
+    """[batch, length, embed] -> [batch, length, embed], through `size` hidden values (`config.mlp_dim`)."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        embed, mlp, scale = config.embed_dim, config.mlp_dim, config.init_scale
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, size: int | None = None):
+        embed, mlp, scale = config.embed_dim, size or config.mlp_dim, config.init_scale
         self.up = Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale)
         self.gate = (
             Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale) if config.is_gated else None

@@ -1,80 +1,148 @@
-"""The Transformer: embedding, a scanned stack of pre-norm blocks, final norm, output head.
+"""The Transformer family: embeddings, an encoder or a decoder or both, and the output head.
 
-Axes: B batch · L length · S cache capacity · D embed · V vocabulary · N layers.
+Axes: B batch · L length · S keys · D embed · V vocabulary · N layers · E experts.
 """
 
-import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.core.errors import check
-from pretrain.models.attention import Attention, Cache, attention_mask
+from pretrain.core.objective import Metrics, Output, Term
+from pretrain.models.attention import Cache, Sight, attention_mask
 from pretrain.models.config import TransformerConfig
-from pretrain.models.layers import Norm, compute_dtype, contract, param, rotary_tables
-from pretrain.models.mlp import Mlp
+from pretrain.models.experts import Routing, moved_bias
+from pretrain.models.heads import HEADS, Ahead
+from pretrain.models.layers import Norm, Projection, compute_dtype, contract, param
+from pretrain.models.positions import sinusoids
+from pretrain.models.stack import Context, Stack
 from pretrain.sharding.rules import constrain
 
+LOAD = "expert_load"
 
-class Block(nnx.Module):
-    """Attention and MLP, each on a normed copy of the residual stream."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config.embed_dim, config)
-        self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = Norm(config.embed_dim, config)
-        self.mlp = Mlp(config, rngs=rngs)
-        self.branch_scale = 1 / config.depth_ratio
+class Tokens(NamedTuple):
+    """Packed rows: ids, segments and positions within them, int32 [batch, length] each."""
 
-    def __call__(self, x_BLD, mask_BLS, rotary, cache=None, offset=None, *, causal):
-        y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask_BLS, rotary, cache, offset, causal=causal)
-        x_BLD = x_BLD + self._scaled(y_BLD)
-        x_BLD = x_BLD + self._scaled(self.mlp(self.mlp_norm(x_BLD)))
-        return constrain(x_BLD, "batch", "length", "activation_embed"), cache
-
-    def _scaled(self, branch_BLD):
-        return branch_BLD if self.branch_scale == 1 else branch_BLD * self.branch_scale
+    tokens_BL: jax.Array
+    segment_ids_BL: jax.Array
+    positions_BL: jax.Array
 
 
 class Transformer(nnx.Module):
-    """A decoder (causal) or an encoder, by the `causal` argument of the call."""
+    """A decoder, an encoder, or both with the decoder attending to the encoder (`config.architecture`).
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    Args:
+        config: shape and choices.
+        heads: names in `HEADS`.
+        ahead: modules that predict one more token each.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, heads: Sequence[str] = (), ahead: int = 0):
         check(config.vocab_size is not None, "TransformerConfig.vocab_size is not set")
+        check(
+            config.table_dim == config.embed_dim or bool(heads) or not config.tie_embeddings,
+            "TransformerConfig.embedding_dim needs an objective with a head of its own, or tie_embeddings = False",
+        )
         self.config = config
         dtype, scale = config.param_dtype, config.embedding_scale
-        table = lambda rows: scale * jax.random.normal(rngs.params(), (rows, config.embed_dim), dtype)  # noqa: E731
+
+        def table(rows: int, columns: int = config.table_dim) -> jax.Array:
+            return scale * jax.random.normal(rngs.params(), (rows, columns), dtype)
+
         self.embedding = param(table(config.vocab_size), ("vocab", "embed"))
         learned = config.positions == "learned"
         self.position_embedding = param(table(config.max_length), (None, "embed")) if learned else None
-
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs=rngs)
-
-        self.blocks = make_blocks(rngs)  # one Block whose arrays have a leading "layers" axis
-        self.final_norm = Norm(config.embed_dim, config)
-        self.unembedding = None if config.tie_embeddings else param(table(config.vocab_size).T, ("embed", "vocab"))
+        self.type_embedding = param(table(config.token_types), (None, "embed")) if config.token_types else None
+        self.embedding_norm = Norm(config.table_dim, config) if config.embedding_norm else None
+        both, kind = config.architecture == "encoder_decoder", config.architecture
+        encoder_layers = (config.encoder_layers or config.num_layers) if both else config.num_layers
+        encodes = kind in ("encoder", "encoder_decoder")
+        self.encoder = Stack(config, encoder_layers, two_sided=True, rngs=rngs) if encodes else None
+        self.decoder = Stack(config, config.num_layers, cross=both, rngs=rngs) if kind != "encoder" else None
+        rows = config.vocab_size
+        untied = not config.tie_embeddings
+        self.unembedding = param(table(rows, config.embed_dim).T, ("embed", "vocab")) if untied else None
+        shapes = (config.table_dim,), (config.embed_dim,)
+        projected = config.table_dim != config.embed_dim
+        self.embedding_projection = Projection(*shapes, (None, "embed"), config, rngs=rngs) if projected else None
+        for name in heads:
+            setattr(self, f"{name}_head", HEADS[name](config, rngs=rngs))
+        self.ahead = nnx.List([Ahead(config, rngs=rngs) for _ in range(ahead)]) if ahead else None
 
     def __call__(
-        self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, positions_BL: jax.Array, *, causal: bool = True
-    ) -> jax.Array:
-        """Hidden states before the head, [batch, length, embed] in the compute dtype."""
-        mask_BLS = attention_mask(segment_ids_BL, causal=causal)
-        return self._stack(tokens_BL, positions_BL, mask_BLS, causal=causal)[0]
+        self,
+        tokens_BL: jax.Array,
+        segment_ids_BL: jax.Array,
+        positions_BL: jax.Array,
+        *,
+        causal: bool = True,
+        prefix_BL: jax.Array | None = None,
+        types_BL: jax.Array | None = None,
+    ) -> Output:
+        """Hidden states before the head, [batch, length, embed] in the compute dtype, of the only stack.
 
-    def head(self, hidden_BLD: jax.Array) -> jax.Array:
+        Args:
+            tokens_BL, segment_ids_BL, positions_BL: packed rows, as in `Tokens`.
+            causal: no token looks ahead in its segment, but at a prefix.
+            prefix_BL: bool, tokens that all of their segment may look at.
+            types_BL: int32, rows of the table of segment types.
+        """
+        stack = self.encoder if self.decoder is None else self.decoder
+        context = self._context(stack, segment_ids_BL, positions_BL, causal=causal, prefix_BL=prefix_BL)
+        hidden_BLD, _, routing = stack(self.embed(tokens_BL, positions_BL, types_BL), context)
+        return Output(hidden_BLD, *self._router_terms(routing, context.valid_BL))
+
+    def encode_decode(self, inputs: Tokens, targets: Tokens) -> Output:
+        """The decoder's hidden states [batch, length of targets, embed]; segments with one number belong together."""
+        context = self._context(self.encoder, *inputs[1:], causal=False)
+        memory_BSD, _, encoder_routing = self.encoder(self.embed(inputs[0], inputs[2]), context)
+        mask_BLS = attention_mask(targets.segment_ids_BL, inputs.segment_ids_BL, causal=False)
+        across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS)}
+        target_context = self._context(self.decoder, *targets[1:], causal=True, **across)
+        hidden_BLD, _, routing = self.decoder(self.embed(targets[0], targets[2]), target_context)
+        terms, metrics = self._router_terms(routing, target_context.valid_BL)
+        more_terms, more_metrics = self._router_terms(encoder_routing, context.valid_BL, "encoder_")
+        return Output(hidden_BLD, {**terms, **more_terms}, {**metrics, **more_metrics})
+
+    def look_ahead(self, hidden_BLD: jax.Array, next_tokens: Tokens, depth: int) -> jax.Array:
+        """Hidden states that predict the token after `next_tokens`, by the module of this depth."""
+        context = self._context(self.decoder, *next_tokens[1:], causal=True)
+        return self.ahead[depth](hidden_BLD, self.embed(next_tokens[0], next_tokens[2]), context)
+
+    def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array, types_BL: jax.Array | None = None) -> jax.Array:
+        """What goes into the first layer, [batch, length, embed]."""
+        config, dtype = self.config, compute_dtype(self.config)
+        x_BLD = self.embedding[...].astype(dtype)[tokens_BL]
+        if config.embedding_multiplier != 1:
+            x_BLD = x_BLD * jnp.asarray(config.embedding_multiplier, dtype)
+        if self.position_embedding is not None:
+            x_BLD = x_BLD + self.position_embedding[...].astype(dtype)[positions_BL]
+        if config.positions == "sinusoidal":
+            x_BLD = x_BLD + sinusoids(positions_BL, config.table_dim).astype(dtype)
+        if self.type_embedding is not None:
+            types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL
+            x_BLD = x_BLD + self.type_embedding[...].astype(dtype)[types_BL]
+        x_BLD = x_BLD if self.embedding_norm is None else self.embedding_norm(x_BLD)
+        x_BLD = x_BLD if self.embedding_projection is None else self.embedding_projection(x_BLD)
+        return constrain(x_BLD, "batch", "length", "activation_embed")
+
+    def head(self, hidden_BLD: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
         """Logits [batch, length, vocab] in float32."""
         kernel_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
         logits_BLV = contract(hidden_BLD, kernel_DV.astype(hidden_BLD.dtype), dtype=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "activation_vocab")
-        if self.config.width_ratio != 1:
-            logits_BLV = logits_BLV / self.config.width_ratio
-        if self.config.logit_softcap is not None:
-            logits_BLV = self.config.logit_softcap * jnp.tanh(logits_BLV / self.config.logit_softcap)
-        return logits_BLV
+        multiplier, softcap = self.config.logit_multiplier / self.config.width_ratio, self.config.logit_softcap
+        logits_BLV = logits_BLV if multiplier == 1 else logits_BLV * multiplier
+        logits_BLV = logits_BLV if bias_V is None else logits_BLV + bias_V.astype(jnp.float32)
+        return logits_BLV if softcap is None else softcap * jnp.tanh(logits_BLV / softcap)
+
+    def masked_logits(self, hidden_BLD: jax.Array) -> jax.Array:
+        """Logits [batch, length, vocab] through the head "masked", float32."""
+        return self.head(self.masked_head(hidden_BLD), self.masked_head.bias[...])
 
     def init_cache(self, batch: int, capacity: int) -> Cache:
         """An empty decoding cache, [layers, batch, capacity, kv heads, head dim]."""
@@ -85,33 +153,43 @@ class Transformer(nnx.Module):
     def decode(self, tokens_BL: jax.Array, cache: Cache, offset: jax.Array) -> tuple[jax.Array, Cache]:
         """Hidden states of new tokens that follow `offset` cached ones, and the grown cache."""
         length, capacity = tokens_BL.shape[1], cache.key_BSKQ.shape[2]
-        positions_BL = jnp.broadcast_to(offset + jnp.arange(length), tokens_BL.shape)
+        places_L = offset + jnp.arange(length)
+        positions_BL = jnp.broadcast_to(places_L, tokens_BL.shape)
         mask_BLS = jnp.arange(capacity)[None, None, :] <= positions_BL[:, :, None]
-        return self._stack(tokens_BL, positions_BL, mask_BLS, cache, offset, causal=False)
+        sight = self.decoder.sight(mask_BLS, positions_BL, places_L, causal=False)
+        context = Context(sight, jnp.ones(tokens_BL.shape, bool), offset=offset)
+        hidden_BLD, cache, _ = self.decoder(self.embed(tokens_BL, positions_BL), context, cache)
+        return hidden_BLD, cache
 
-    def _stack(self, tokens_BL, positions_BL, mask_BLS, cache=None, offset=None, *, causal):
-        config, dtype = self.config, compute_dtype(self.config)
-        x_BLD = self.embedding[...].astype(dtype)[tokens_BL]
-        if self.position_embedding is not None:
-            x_BLD = x_BLD + self.position_embedding[...].astype(dtype)[positions_BL]
-        x_BLD = constrain(x_BLD, "batch", "length", "activation_embed")
-        rotary = (
-            rotary_tables(positions_BL, config.query_dim, config.rope_theta) if config.positions == "rotary" else None
-        )
-        graph, layers = nnx.split(self.blocks)
+    def advance(self, metrics: Metrics) -> None:
+        """Moves the routers' selection biases by the loads of a step; no gradient does."""
+        if self.config.experts is None or not self.config.experts.bias_rate:
+            return
+        for prefix, stack in (("", self.decoder or self.encoder), ("encoder_", self.decoder and self.encoder)):
+            if stack is not None:
+                load_NE, _ = metrics[f"{prefix}{LOAD}"]
+                bias = stack.blocks.mlp.bias
+                bias[...] = moved_bias(bias[...], load_NE, self.config.experts)
 
-        def run_layer(x_BLD, scanned):
-            layer, layer_cache = scanned
-            return nnx.merge(graph, layer)(x_BLD, mask_BLS, rotary, layer_cache, offset, causal=causal)
+    def _context(self, stack: Stack, segment_ids_BL, positions_BL, *, causal: bool, prefix_BL=None, **more) -> Context:
+        mask_BLS = attention_mask(segment_ids_BL, causal=causal, prefix_BL=prefix_BL)
+        places_L = jnp.arange(segment_ids_BL.shape[1])
+        sight = stack.sight(mask_BLS, positions_BL, places_L, causal=causal and prefix_BL is None)
+        return Context(sight, segment_ids_BL > 0, **more)
 
-        unroll = config.num_layers if config.scan_unroll == -1 else config.scan_unroll
-        x_BLD, cache = jax.lax.scan(_remat(run_layer, config.remat), x_BLD, (layers, cache), unroll=unroll)
-        return self.final_norm(x_BLD), cache
-
-
-def _remat(function, policy: str):
-    """`function` with the backward pass computing again what `policy` says."""
-    if policy == "none":
-        return function
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "minimal" else None
-    return functools.partial(jax.checkpoint, prevent_cse=False, policy=saved)(function)
+    def _router_terms(self, routing: Routing | None, valid_BL: jax.Array, prefix: str = "") -> tuple[dict, dict]:
+        """Losses and metrics of all routers; every one a sum with a weight that the batch alone decides."""
+        experts = self.config.experts
+        if routing is None or experts is None:
+            return {}, {}
+        layers = routing.load_E.shape[0]
+        tokens, rows = jnp.sum(valid_BL, dtype=jnp.float32), jnp.sum(jnp.any(valid_BL, axis=1), dtype=jnp.float32)
+        terms = {}
+        if experts.balance:
+            terms[f"{prefix}router_balance"] = Term(jnp.sum(routing.balance), rows * layers, experts.balance)
+        if experts.router_z:
+            terms[f"{prefix}router_z"] = Term(jnp.sum(routing.log_z), tokens * layers, experts.router_z)
+        metrics = {f"{prefix}{LOAD}": (routing.load_E, tokens * experts.top_k / experts.num_experts)}
+        if experts.capacity_factor is not None:
+            metrics[f"{prefix}dropped"] = (jnp.sum(routing.dropped), tokens * experts.top_k * layers)
+        return terms, metrics

@@ -1,52 +1,21 @@
 """The contract of a self-supervised objective: what it asks of a record, a model and a batch.
 
 An objective is one file. The host part (numpy) turns cached records into batches; the device part (jax) turns model
-outputs into a loss. Losses are sums with their own weights, never means, so that gradient accumulation, uneven hosts
-and several terms stay exact: the trained quantity is  sum over terms of  coefficient * total(sum) / total(weight),
-with totals over the whole global batch.
+outputs into a loss. A new one is found by its file: every module of this folder is imported before gin files are read.
 """
 
 import abc
-import dataclasses
-from typing import Any
+import copy
+import importlib
+import pkgutil
+from typing import Any, Self
 
 import jax
 import numpy as np
 
 from pretrain.core.batch import ArraySpec, Batch
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Term:
-    """One summand of the loss.
-
-    Attributes:
-        sum: float32 scalar, summed over the examples at hand.
-        weight: float32 scalar, what to divide the total by; a function of the batch alone, never of model outputs.
-        coefficient: importance of the term; fixed when the step is traced.
-    """
-
-    sum: jax.Array
-    weight: jax.Array
-    coefficient: float = dataclasses.field(default=1.0, metadata={"static": True})
-
-
-Terms = dict[str, Term]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelNeeds:
-    """What a model must be to serve an objective.
-
-    Attributes:
-        causal: whether a position must not see later ones.
-        chunkable: whether the loss may be computed on parts of the length one after another.
-    """
-
-    causal: bool
-    chunkable: bool = True
+from pretrain.core.errors import UserError, check
+from pretrain.core.objective import Metrics, ModelNeeds, Output, Terms, Vocabulary
 
 
 class Objective(abc.ABC):
@@ -56,7 +25,33 @@ class Objective(abc.ABC):
     features: tuple[str, ...] = ("tokens",)
     #: whether `finish` draws random numbers.
     random_finish: bool = True
+    #: what the model must be; may depend on the objective's fields.
     model_needs: ModelNeeds
+    #: ids that no text holds, for masks and the like: TokenizerConfig.extra_ids must be at least this.
+    sentinels: int = 0
+    #: whether a trained model continues text from left to right.
+    generates: bool = False
+    #: the tokenizer's ids, once `bind` has said so.
+    vocabulary: Vocabulary | None = None
+
+    def bind(self, vocabulary: Vocabulary) -> Self:
+        """This objective with the ids of a tokenizer.
+
+        Raises:
+            UserError: the tokenizer has too few sentinels.
+        """
+        check(
+            vocabulary.num_sentinels >= self.sentinels,
+            f"{type(self).__name__} needs {self.sentinels} ids that no text holds and the tokenizer has "
+            f"{vocabulary.num_sentinels}: set TokenizerConfig.extra_ids = {self.sentinels} and cache again",
+        )
+        bound = copy.copy(self)
+        object.__setattr__(bound, "vocabulary", vocabulary)  # objectives are frozen dataclasses
+        return bound
+
+    def packed_length(self, length: int) -> int | dict[str, int]:
+        """Elements of a packed row, by packed feature where they differ, for models of sequence length `length`."""
+        return length
 
     def prepare(self, record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Changes a record before packing, its length too; `prepared_length` says to what."""
@@ -78,9 +73,36 @@ class Objective(abc.ABC):
         """Names, shapes, dtypes and logical axes of the arrays `finish` returns."""
 
     @abc.abstractmethod
-    def forward(self, model: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        """Runs the backbone: hidden states [batch, length, embed], before the head."""
+    def forward(self, model: Any, batch: dict[str, jax.Array]) -> Output:
+        """Runs the backbone: hidden states before the head, and losses that need no head."""
+
+    def head(self, model: Any, hidden: Any, batch: dict[str, jax.Array]) -> Any:
+        """What the loss is computed from; with `chunkable`, also called on parts of the length."""
+        del batch
+        return model.head(hidden)
 
     @abc.abstractmethod
-    def loss(self, logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[Terms, Metrics]:
+    def loss(self, outputs: Any, batch: dict[str, jax.Array]) -> tuple[Terms, Metrics]:
         """Loss terms and metrics from the head's output. With `chunkable`, also called on parts of the length."""
+
+
+def import_objectives() -> None:
+    """Imports every module of this folder, so that gin files can name what is in them."""
+    import pretrain.objectives
+
+    for module in pkgutil.iter_modules(pretrain.objectives.__path__):
+        importlib.import_module(f"pretrain.objectives.{module.name}")
+
+
+def check_architecture(objective: Objective, architecture: str) -> None:
+    """Whether a model can serve an objective.
+
+    Raises:
+        UserError: it cannot.
+    """
+    wanted = objective.model_needs.architectures
+    if architecture not in wanted:
+        raise UserError(
+            f"{type(objective).__name__} needs a model of architecture {' or '.join(wanted)}, not {architecture}: set "
+            f"TransformerConfig.architecture = '{wanted[0]}'"
+        )

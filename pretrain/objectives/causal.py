@@ -13,7 +13,8 @@ import numpy as np
 from pretrain.core.batch import ArraySpec, Batch
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
-from pretrain.objectives.base import Metrics, ModelNeeds, Objective, Term, Terms
+from pretrain.core.objective import Metrics, ModelNeeds, Output, Term, Terms
+from pretrain.objectives.base import Objective
 from pretrain.objectives.losses import cross_entropy, weighted_sum
 
 
@@ -30,7 +31,8 @@ class Causal(Objective):
 
     features = ("tokens",)
     random_finish = False
-    model_needs = ModelNeeds(causal=True)
+    generates = True
+    model_needs = ModelNeeds(architectures=("decoder",))
 
     def __post_init__(self):
         check_fields(self)
@@ -68,7 +70,7 @@ class Causal(Objective):
             "loss_weights": ArraySpec(shape, "float32", axes),
         }
 
-    def forward(self, model, batch: dict[str, jax.Array]) -> jax.Array:
+    def forward(self, model, batch: dict[str, jax.Array]) -> Output:
         return model(batch["tokens"], batch["segment_ids"], batch["positions"], causal=True)
 
     def loss(self, logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[Terms, Metrics]:

@@ -8,9 +8,8 @@ from typing import Any
 from pretrain.core.errors import UserError, check
 from pretrain.core.storage import Path
 from pretrain.core.trees import named_leaves
+from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
-from pretrain.models.functional import FunctionalModel
-from pretrain.models.transformer import Transformer
 from pretrain.plan.fit import NAMES
 from pretrain.plan.flops import describe
 from pretrain.plan.laws import LAWS, ParametricLaw
@@ -128,7 +127,7 @@ def fit_table(fit: Mapping[str, Any]) -> str:
 
 def describe_model(config: TransformerConfig) -> dict[str, Any]:
     """Parameters, FLOPs, and every array's shape and logical axes, from shapes alone."""
-    model = FunctionalModel(lambda rngs: Transformer(config, rngs=rngs))
+    model = build_model(config)
     axes = named_leaves(model.logical_axes(), is_leaf=lambda node: isinstance(node, tuple))
     arrays = {
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "axes": list(axes[name]), "size": leaf.size}

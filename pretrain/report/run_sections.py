@@ -17,7 +17,9 @@ TIME_UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"), (1.0, "
 def headline(results: Results) -> Markup:
     """The few numbers that matter most, as far as they are known."""
     tiles: list[tuple[str, str]] = []
-    if results.evaluation:
+    if results.evaluation and "baselines" not in results.evaluation:
+        tiles.append((significant(results.evaluation["loss"], 4), "loss on held-out text"))
+    elif results.evaluation:
         best, number = min(results.evaluation["baselines"].items(), key=lambda item: item[1])
         bits = results.evaluation["bits_per_byte"]
         tiles.append(
@@ -107,10 +109,15 @@ def _column(metrics: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def evaluation(results: Results) -> Iterator[Markup]:
-    """Bits per byte beside the baselines."""
+    """Bits per byte beside the baselines, or the objective's own numbers."""
     found = results.evaluation
     if found is None:
         yield missing("Not evaluated yet", "pretrain evaluate")
+        return
+    if "baselines" not in found:
+        yield element("p", f"{found['objective']} on held-out text; the model of step {count(found['step'])}.")
+        numbers = [(name, significant(value, 4)) for name, value in found.items() if isinstance(value, float)]
+        yield table(["", "value"], numbers)
         return
     yield element(
         "p",

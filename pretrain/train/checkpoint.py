@@ -54,6 +54,10 @@ class Checkpointer:
         """The newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All complete checkpoints, the oldest first."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied to host memory."""
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(_fields(state)), position=ocp.args.JsonSave(position))

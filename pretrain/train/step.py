@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pretrain.core.objective import Metrics, Terms
 from pretrain.models.functional import FunctionalModel, Params
-from pretrain.objectives.base import Metrics, Objective, Terms
+from pretrain.objectives.base import Objective
 from pretrain.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -27,32 +28,38 @@ def objective_totals(model: FunctionalModel, objective: Objective, params: Param
     whole.
     """
     module = model.module(params)
-    hidden_BLD = objective.forward(module, batch)
-    if chunks == 1:
-        return objective.loss(module.head(hidden_BLD), batch)
-    length = hidden_BLD.shape[1]
-    parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]), 1, 0), (hidden_BLD, batch)
-    )
+    hidden, terms, metrics = objective.forward(module, batch)
+    if chunks == 1 or not objective.model_needs.chunkable:
+        more_terms, more_metrics = objective.loss(objective.head(module, hidden, batch), batch)
+        return {**terms, **more_terms}, {**metrics, **more_metrics}
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0), (hidden, batch))
 
     @jax.checkpoint
     def of_part(part):
-        return objective.loss(module.head(part[0]), part[1])
+        return objective.loss(objective.head(module, *part), part[1])
 
     def add_part(totals, part):
         return jax.tree.map(jnp.add, totals, of_part(part)), None
 
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros((), jnp.float32), jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
-    )
-    return jax.lax.scan(add_part, zeros, parts)[0]
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
+    more_terms, more_metrics = jax.lax.scan(add_part, _zeros(shapes), parts)[0]
+    return {**terms, **more_terms}, {**metrics, **more_metrics}
 
 
 def total_weights(model: FunctionalModel, objective: Objective, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """Each term's weight over the batch, from the objective itself on blank logits; the compiler drops the rest."""
-    logits = jax.eval_shape(lambda p, b: model.module(p).head(objective.forward(model.module(p), b)), params, batch)
-    terms, _ = objective.loss(jnp.zeros(logits.shape, logits.dtype), batch)
+    """Each term's weight over the batch, from the objective itself; the compiler drops all but what weights need."""
+
+    def outputs(params, batch):
+        module = model.module(params)
+        return objective.head(module, objective.forward(module, batch).hidden, batch)
+
+    terms = dict(objective.forward(model.module(params), batch).terms)
+    terms |= objective.loss(_zeros(jax.eval_shape(outputs, params, batch)), batch)[0]
     return {name: jnp.maximum(term.weight, 1e-9) for name, term in terms.items()}
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def combine(terms: Terms, weights: dict[str, jax.Array]) -> jax.Array:
@@ -96,14 +103,13 @@ class StepBuilder:
             return jax.tree.map(jnp.add, carry, grad(params, part, weights)), None
 
         shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), weights)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.scan(add, _zeros(shapes), parts)[0]
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update, and float32 scalars for the metrics."""
         grads, (terms, metrics) = self.gradients(state.params, batch)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = self.model.advance(optax.apply_updates(state.params, updates), metrics)
         scalars = {
             **summarize(terms, metrics),
             "learning_rate": self.learning_rate(state.step),
@@ -123,8 +129,11 @@ class StepBuilder:
 
 
 def summarize(terms: Terms, metrics: Metrics) -> dict[str, Any]:
-    """Sums as readable means: the loss, each term when there are several, each metric."""
+    """Sums as readable means: the loss, each term when there are several, each metric; of arrays, least and most."""
     means = {name: term.sum / jnp.maximum(term.weight, 1e-9) for name, term in terms.items()}
     loss = sum(term.coefficient * means[name] for name, term in terms.items())
-    ratios = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in metrics.items()}
-    return {"loss": loss, **(means if len(means) > 1 else {}), **ratios}
+    values = {"loss": loss, **(means if len(means) > 1 else {})}
+    for name, (total, weight) in metrics.items():
+        ratio = total / jnp.maximum(weight, 1e-9)
+        values |= {name: ratio} if ratio.ndim == 0 else {f"{name}_min": ratio.min(), f"{name}_max": ratio.max()}
+    return values

@@ -52,6 +52,7 @@ ACTIVATIONS = {
     "swiglu": lambda x: x / (1 + np.exp(-x)),
     "geglu": gelu,
     "gelu": gelu,
+    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
 }
@@ -98,8 +99,8 @@ def logits(params: dict, batch: dict, c: TransformerConfig, *, causal: bool = Tr
     if c.positions == "learned":
         x = x + params["position_embedding"][positions_BL]
     for layer in range(c.num_layers):
-        x = block(x, _layer(params["blocks"], layer), positions_BL, mask_BLS, c)
-    x = norm(x, params["final_norm"], c.norm, c.norm_epsilon)
+        x = block(x, _layer(params["decoder"]["blocks"], layer), positions_BL, mask_BLS, c)
+    x = norm(x, params["decoder"]["final_norm"], c.norm, c.norm_epsilon)
     y = x @ (params["embedding"].T if c.tie_embeddings else params["unembedding"])
     return y if c.logit_softcap is None else c.logit_softcap * np.tanh(y / c.logit_softcap)
 

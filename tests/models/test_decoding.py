@@ -26,7 +26,7 @@ def test_cached_logits_are_the_uncached_ones(changes, parts):
     def at_once(values):
         module = model(config).module(values)
         positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
-        return module.head(module(jnp.asarray(tokens), jnp.ones_like(tokens), positions))
+        return module.head(module(jnp.asarray(tokens), jnp.ones_like(tokens), positions).hidden)
 
     @jax.jit
     def step_by_step(values):

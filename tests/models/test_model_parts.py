@@ -1,7 +1,6 @@
 """The parts of a Transformer against plain float64 numpy."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CONFIG
 
-from pretrain.models.attention import attention_mask, dot_product_attention
-from pretrain.models.layers import ACTIVATIONS, Norm, Projection, compute_dtype, param, rotary_tables, rotate
+from pretrain.models.attention import Sight, attention_mask, dot_product_attention
+from pretrain.models.layers import ACTIVATIONS, Norm, Projection, compute_dtype, param
 from pretrain.models.mlp import Mlp
+from pretrain.models.positions import rotary_tables, rotate
 
 RNG = np.random.default_rng(0)
+HEADS_OF_8 = dataclasses.replace(CONFIG, head_dim=8, rope_theta=10_000.0)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -78,7 +79,7 @@ def test_mlp_is_the_formula(activation):
 
 def test_rotary_positions_are_complex_rotations():
     x, positions = normal(2, 7, 3, 8), RNG.integers(0, 5000, (2, 7))
-    y = rotate(x, rotary_tables(jnp.asarray(positions), 8, 10_000.0))
+    y = rotate(x, rotary_tables(jnp.asarray(positions), HEADS_OF_8))
     np.testing.assert_allclose(y, reference.rotate(x.astype(np.float64), positions, 10_000.0), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
 
@@ -89,7 +90,7 @@ def test_rotary_scores_depend_on_the_distance_only(shift, distance):
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
 
     def score(at):
-        turn = lambda x, p: rotate(x, rotary_tables(jnp.full((1, 1), p), 8, 10_000.0))  # noqa: E731
+        turn = lambda x, p: rotate(x, rotary_tables(jnp.full((1, 1), p), HEADS_OF_8))  # noqa: E731
         return float(jnp.vdot(turn(q, at + distance), turn(k, at)))
 
     np.testing.assert_allclose(score(shift), score(0), atol=5e-4)
@@ -103,7 +104,7 @@ def test_attention_is_the_formula(kv_heads, causal, length):
     segments = np.stack([np.arange(length) // (length // 2 + 1) + 1, np.arange(length) < length - 3])
     mask = attention_mask(jnp.asarray(segments), causal=causal)
     expected = reference.attention(q.astype(np.float64), k, v, np.asarray(mask))
-    y = jax.jit(functools.partial(dot_product_attention, causal=causal))(q, k, v, mask)
+    y = jax.jit(dot_product_attention)(q, k, v, Sight(mask, causal=causal))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -113,7 +114,7 @@ def test_causal_attention_leaves_the_keys_beyond_a_block_out():
 
     def scores(causal: bool) -> int:
         """Elements of all score arrays, the operands of the softmaxes."""
-        program = jax.make_jaxpr(functools.partial(dot_product_attention, causal=causal))(q, q, q, mask)
+        program = jax.make_jaxpr(dot_product_attention)(q, q, q, Sight(mask, causal=causal))
         return sum(equation.invars[0].aval.size for equation in program.eqns if equation.primitive.name == "exp")
 
     assert scores(causal=False) == 2 * 512 * 512
@@ -124,7 +125,7 @@ def test_attention_survives_large_scores_and_rows_with_nothing_to_see():
     q, k, v = 1e4 * normal(1, 4, 2, 8), normal(1, 4, 2, 8), normal(1, 4, 2, 8)
     mask = np.tril(np.ones((1, 4, 4), bool))
     mask[0, 2] = False
-    y = np.asarray(dot_product_attention(q, k, v, jnp.asarray(mask), causal=False))
+    y = np.asarray(dot_product_attention(q, k, v, Sight(jnp.asarray(mask))))
     assert np.isfinite(y).all()
     np.testing.assert_allclose(y[0, 2], v[0].mean(0), rtol=1e-5, atol=1e-6)
 

@@ -53,7 +53,7 @@ def movement(config: TransformerConfig) -> tuple[float, float]:
     @jax.jit
     def outputs(values):
         module = functional.module(values)
-        hidden = module(data["tokens"], data["segment_ids"], data["positions"])
+        hidden = module(data["tokens"], data["segment_ids"], data["positions"]).hidden
         return hidden, module.head(hidden)
 
     @jax.jit
@@ -98,8 +98,8 @@ def test_hidden_states_move_alike_at_every_depth_under_completep():
 def test_only_matrices_from_width_to_width_learn_slower():
     config = shaped("mup", 128)
     scales = learning_rate_scales(config, model(config).logical_axes())
-    assert scales["embedding"] == 1 and scales["final_norm"]["scale"] == 1
-    block = scales["blocks"]
+    assert scales["embedding"] == 1 and scales["decoder"]["final_norm"]["scale"] == 1
+    block = scales["decoder"]["blocks"]
     assert block["mlp"]["up"]["kernel"] == block["attention"]["query"]["kernel"] == 1 / 4
     assert block["mlp_norm"]["scale"] == 1
 

@@ -47,7 +47,7 @@ def loss_and_gradients(config: TransformerConfig, values: dict, batch: dict, **c
 @functools.partial(jax.jit, static_argnames=("config", "causal"))
 def logits_of(config: TransformerConfig, values: dict, batch: dict, *, causal: bool = True) -> jax.Array:
     module = model(config).module(values)
-    return module.head(module(batch["tokens"], batch["segment_ids"], batch["positions"], causal=causal))
+    return module.head(module(batch["tokens"], batch["segment_ids"], batch["positions"], causal=causal).hidden)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -207,7 +207,7 @@ def test_bfloat16_is_near_float32():
         cosine = np.vdot(gradient, other) / np.linalg.norm(gradient) / np.linalg.norm(other)
         assert cosine > 0.99, (name, cosine)
     hidden = jax.eval_shape(
-        lambda v, b: model(low).module(v)(b["tokens"], b["segment_ids"], b["positions"]), params(), batch_of()
+        lambda v, b: model(low).module(v)(b["tokens"], b["segment_ids"], b["positions"]).hidden, params(), batch_of()
     )
     assert hidden.dtype == jnp.bfloat16
 
@@ -216,10 +216,11 @@ def test_grouped_heads_are_repeated_heads():
     """Two key/value heads give what four give when each is written twice."""
     values = params()
     many = dataclasses.replace(CONFIG, kv_heads=4)
-    attention = dict(values["blocks"]["attention"])
+    attention = dict(values["decoder"]["blocks"]["attention"])
     for name in ("key", "value"):
         attention[name] = {**attention[name], "kernel": jnp.repeat(attention[name]["kernel"], 2, axis=3 - 1)}
-    repeated = {**values, "blocks": {**values["blocks"], "attention": attention}}
+    decoder = {**values["decoder"], "blocks": {**values["decoder"]["blocks"], "attention": attention}}
+    repeated = {**values, "decoder": decoder}
     np.testing.assert_allclose(
         logits_of(many, repeated, batch_of()), logits_of(CONFIG, values, batch_of()), rtol=1e-4, atol=1e-4
     )
@@ -230,12 +231,12 @@ def test_initial_scales():
     config = dataclasses.replace(CONFIG, num_layers=8, embed_dim=64, mlp_dim=96)
     drawn = named_leaves(jax.jit(model(config).init)(jax.random.key(0)))
     for name, fan_in in (("attention/query", 64), ("attention/key", 64), ("mlp/up", 64), ("mlp/gate", 64)):
-        np.testing.assert_allclose(drawn[f"blocks/{name}/kernel"].std(), fan_in**-0.5, rtol=0.03)
+        np.testing.assert_allclose(drawn[f"decoder/blocks/{name}/kernel"].std(), fan_in**-0.5, rtol=0.03)
     for name, fan_in in (("attention/out", 64), ("mlp/down", 96)):
-        np.testing.assert_allclose(drawn[f"blocks/{name}/kernel"].std(), fan_in**-0.5 / 4, rtol=0.03)
+        np.testing.assert_allclose(drawn[f"decoder/blocks/{name}/kernel"].std(), fan_in**-0.5 / 4, rtol=0.03)
     np.testing.assert_allclose(drawn["embedding"].std(), 64**-0.5, rtol=0.05)
-    assert (drawn["blocks/mlp_norm/scale"] == 1).all()
-    layers = np.asarray(drawn["blocks/mlp/up/kernel"])
+    assert (drawn["decoder/blocks/mlp_norm/scale"] == 1).all()
+    layers = np.asarray(drawn["decoder/blocks/mlp/up/kernel"])
     assert np.abs(np.corrcoef(layers.reshape(8, -1))[np.triu_indices(8, 1)]).max() < 0.1  # layers differ
 
 
@@ -247,7 +248,7 @@ def test_every_parameter_names_its_axes():
         assert shapes.keys() == axes.keys()
         for name, shape in shapes.items():
             assert len(axes[name]) == len(shape.shape)
-            assert (axes[name][0] == "layers") == name.startswith("blocks/")
+            assert (axes[name][0] == "layers") == name.startswith("decoder/blocks/")
 
 
 def test_a_functional_model_is_the_module_it_was_made_from():

@@ -120,7 +120,7 @@ def test_a_device_holds_its_share(eight_devices):
     assert layouts["data x fsdp x tensor"]["held"] < 0.35 * layouts["data x fsdp x tensor"]["total"]
     specs = layouts["data x fsdp x tensor"]["params"]
     assert specs["embedding"] == ["tensor", "fsdp"]
-    assert specs["blocks/attention/query/kernel"] == [None, "fsdp", "tensor", None]
+    assert specs["decoder/blocks/attention/query/kernel"] == [None, "fsdp", "tensor", None]
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh(eight_devices):

@@ -1,0 +1,51 @@
+"""The model that a configuration and an objective ask for together."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pretrain.core.errors import check
+from pretrain.core.objective import ModelNeeds
+from pretrain.models.config import TransformerConfig
+from pretrain.models.functional import FunctionalModel
+from pretrain.models.layers import param
+from pretrain.models.transformer import Transformer
+
+PLAIN = ModelNeeds(architectures=("decoder", "encoder", "encoder_decoder", "embeddings"))
+
+
+class WordVectors(nnx.Module):
+    """Two tables of vectors, of words and of their contexts (Mikolov et al. 2013); contexts start at 0."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        check(config.vocab_size is not None, "TransformerConfig.vocab_size is not set")
+        shape = (config.vocab_size, config.embed_dim)
+        words = jax.random.uniform(rngs.params(), shape, config.param_dtype, -0.5, 0.5) / config.embed_dim
+        self.words = param(words, ("vocab", "embed"))
+        self.contexts = param(jnp.zeros(shape, config.param_dtype), ("vocab", "embed"))
+
+
+class Replacer(nnx.Module):
+    """ELECTRA's two encoders (Clark et al. 2020): a small generator and the model proper, with shared embeddings."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, size: float):
+        heads = max(1, round(config.num_heads * size))
+        small = dataclasses.replace(
+            config, num_heads=heads, kv_heads=None, head_dim=config.query_dim, embed_dim=heads * config.query_dim,
+            mlp_dim=max(1, round(config.mlp_dim * size)), embedding_dim=config.table_dim,
+        )  # fmt: skip
+        self.discriminator = Transformer(config, rngs=rngs, heads=("replaced",))
+        self.generator = Transformer(small, rngs=rngs, heads=("masked",))
+        for name in ("embedding", "position_embedding", "type_embedding"):
+            setattr(self.generator, name, getattr(self.discriminator, name))
+
+
+def build_model(config: TransformerConfig, needs: ModelNeeds = PLAIN) -> FunctionalModel:
+    """The model as pure functions, with the heads that an objective needs."""
+    if config.architecture == "embeddings":
+        return FunctionalModel(lambda rngs: WordVectors(config, rngs=rngs))
+    if needs.generator:
+        return FunctionalModel(lambda rngs: Replacer(config, rngs=rngs, size=needs.generator))
+    return FunctionalModel(lambda rngs: Transformer(config, rngs=rngs, heads=needs.heads, ahead=needs.ahead))

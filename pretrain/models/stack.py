@@ -1,0 +1,180 @@
+"""A stack of Transformer layers: attention, perhaps attention to another sequence, and an MLP or experts; scanned.
+
+Axes: B batch · L length · S keys · D embed · N layers.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pretrain.models.attention import Attention, Cache, Sight, within_window
+from pretrain.models.config import TransformerConfig
+from pretrain.models.experts import Mixture, Routing
+from pretrain.models.layers import Norm
+from pretrain.models.mlp import Mlp
+from pretrain.models.positions import DistanceBias, rotary_tables
+from pretrain.sharding.rules import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all layers of a stack get beside the hidden states.
+
+    Attributes:
+        sight: who looks at whom.
+        narrow_mask: the mask of layers with a sliding window, [batch, queries, keys], or None.
+        valid_BL: bool, tokens of documents.
+        offset: int32 scalar, slot of the first new token when decoding.
+        memory_BSD, memory_sight: an encoder's output and who looks at what of it.
+    """
+
+    sight: Sight
+    valid_BL: jax.Array
+    narrow_mask: jax.Array | None = None
+    offset: jax.Array | None = None
+    memory_BSD: jax.Array | None = None
+    memory_sight: Sight | None = None
+
+
+class Block(nnx.Module):
+    """One layer; each part works on a normed copy of the residual stream, or is normed with it (`norm_position`)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, cross: bool = False, routed: bool = False):
+        def norms(prefix: str) -> None:
+            setattr(self, f"{prefix}_norm", Norm(config.embed_dim, config))
+            if config.norm_position == "sandwich":
+                setattr(self, f"{prefix}_out_norm", Norm(config.embed_dim, config))
+
+        self.norm_position, self.branch_scale = config.norm_position, 1 / config.depth_ratio
+        norms("attention")
+        self.attention = Attention(config, rngs=rngs)
+        self.cross = Attention(config, rngs=rngs) if cross else None
+        if cross:
+            norms("cross")
+        norms("mlp")
+        self.mlp = Mixture(config, rngs=rngs) if routed else Mlp(config, rngs=rngs)
+
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, cache: Cache | None = None, is_wide: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache | None, Routing | None]:
+        """Args: `is_wide`, bool scalar, whether this layer looks beyond the sliding window."""
+        sight, routing = context.sight, None
+        if context.narrow_mask is not None:
+            mask_BLS = jnp.where(is_wide, sight.mask_BLS, context.narrow_mask)
+            sight = dataclasses.replace(sight, mask_BLS=mask_BLS)
+
+        def attend(y_BLD):
+            nonlocal cache
+            y_BLD, cache = self.attention(y_BLD, sight, cache, context.offset)
+            return y_BLD
+
+        def look_up(y_BLD):
+            return self.cross(y_BLD, context.memory_sight, memory_BSD=context.memory_BSD)[0]
+
+        def think(y_BLD):
+            nonlocal routing
+            if isinstance(self.mlp, Mlp):
+                return self.mlp(y_BLD)
+            y_BLD, routing = self.mlp(y_BLD, context.valid_BL)
+            return y_BLD
+
+        x_BLD = self._add(x_BLD, attend, "attention")
+        if self.cross is not None:
+            x_BLD = self._add(x_BLD, look_up, "cross")
+        x_BLD = self._add(x_BLD, think, "mlp")
+        return constrain(x_BLD, "batch", "length", "activation_embed"), cache, routing
+
+    def _add(self, x_BLD, branch, prefix: str):
+        norm = getattr(self, f"{prefix}_norm")
+        y_BLD = branch(x_BLD if self.norm_position == "post" else norm(x_BLD))
+        if self.norm_position == "sandwich":
+            y_BLD = getattr(self, f"{prefix}_out_norm")(y_BLD)
+        y_BLD = y_BLD if self.branch_scale == 1 else y_BLD * self.branch_scale
+        return norm(x_BLD + y_BLD) if self.norm_position == "post" else x_BLD + y_BLD
+
+
+class Stack(nnx.Module):
+    """Layers and the last norm.
+
+    Args:
+        config: of the model.
+        layers: how many.
+        cross: whether they attend to an encoder's output.
+        two_sided: whether a token may look ahead, for biases by distance.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layers: int, *, cross: bool = False, two_sided: bool = False, rngs: nnx.Rngs
+    ):
+        self.config, self.layers = config, layers
+        self.dense = config.experts.dense_layers if config.experts else layers
+
+        def make_blocks(count: int, routed: bool) -> Block | None:
+            """One Block whose arrays have a leading "layers" axis."""
+            if not count:
+                return None
+            split = nnx.split_rngs(splits=count)
+            make = nnx.vmap(in_axes=(0,), out_axes=0)
+            return split(make(lambda rngs: Block(config, rngs=rngs, cross=cross, routed=routed)))(rngs)
+
+        self.dense_blocks = make_blocks(self.dense if config.experts else 0, False)
+        self.blocks = make_blocks(layers - self.dense if config.experts else layers, config.experts is not None)
+        self.final_norm = None if config.norm_position == "post" else Norm(config.embed_dim, config)
+        biased = config.positions in ("relative", "alibi")
+        self.distance = DistanceBias(config, two_sided=two_sided, rngs=rngs) if biased else None
+
+    def sight(self, mask_BLS: jax.Array, positions_BL: jax.Array, places_L: jax.Array, *, causal: bool) -> Sight:
+        """What attention needs, for queries at `positions_BL` of their documents and `places_L` of the row."""
+        keys_S = jnp.arange(mask_BLS.shape[-1])
+        bias_1HLS = None if self.distance is None else self.distance(places_L, keys_S)
+        rotary = rotary_tables(positions_BL, self.config) if self.config.positions == "rotary" else None
+        return Sight(mask_BLS, bias_1HLS, rotary, causal)
+
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None, Routing | None]:
+        """Hidden states, the grown cache, and what the routers did, by layer (None without experts)."""
+        window, every = self.config.sliding_window, self.config.global_every
+        if window is not None:
+            rows_L = jnp.arange(x_BLD.shape[1]) + (0 if context.offset is None else context.offset)
+            keys_S = jnp.arange(context.sight.mask_BLS.shape[-1])
+            narrow = within_window(context.sight.mask_BLS, rows_L, keys_S, window)
+            context = dataclasses.replace(context, narrow_mask=narrow)
+        wide_N = np.arange(1, self.layers + 1) % every == 0 if every else np.zeros(self.layers, bool)
+        parts = [(self.dense_blocks, slice(0, self.dense))] if self.dense_blocks is not None else []
+        parts.append((self.blocks, slice(self.dense if self.config.experts else 0, self.layers)))
+        caches = []
+        for blocks, span in parts:
+            part_cache = jax.tree.map(lambda x, span=span: x[span], cache)
+            x_BLD, part_cache, routing = self._scan(blocks, x_BLD, context, part_cache, wide_N[span])
+            caches.append(part_cache)
+        if cache is not None:
+            cache = caches[0] if len(caches) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *caches)
+        return (x_BLD if self.final_norm is None else self.final_norm(x_BLD)), cache, routing
+
+    def _scan(self, blocks: Block, x_BLD, context: Context, cache, wide_N: np.ndarray) -> Any:
+        graph, layers = nnx.split(blocks)
+
+        def run_layer(x_BLD, scanned):
+            layer, layer_cache, is_wide = scanned
+            x_BLD, layer_cache, routing = nnx.merge(graph, layer)(x_BLD, context, layer_cache, is_wide)
+            return x_BLD, (layer_cache, routing)
+
+        unroll = len(wide_N) if self.config.scan_unroll == -1 else self.config.scan_unroll
+        body = _remat(run_layer, self.config.remat)
+        x_BLD, (cache, routing) = jax.lax.scan(body, x_BLD, (layers, cache, wide_N), unroll=unroll)
+        return x_BLD, cache, routing
+
+
+def _remat(function, policy: str):
+    """`function` with the backward pass computing again what `policy` says."""
+    if policy == "none":
+        return function
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "minimal" else None
+    return functools.partial(jax.checkpoint, prevent_cse=False, policy=saved)(function)
