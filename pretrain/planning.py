@@ -1,4 +1,4 @@
-"""The commands that plan runs: `plan`, `describe`, `scaling sweep` and `scaling fit`."""
+"""The commands that plan runs: `plan`, `describe`, `scaling sweep`, `scaling fit` and `scaling emergence`."""
 
 import importlib
 import json
@@ -43,6 +43,15 @@ def _input_flags(values: flags.FlagValues) -> None:
 
 def _sweep_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("dry_run", False, "print a command line for each run, for a cluster", flag_values=values)
+
+
+def _emergence_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum(
+        "checkpoints", "final", ["final", "all"], "of each run: the newest, or all that are kept", flag_values=values
+    )
+    flags.DEFINE_multi_string("task", [], "only this task; may be given several times", flag_values=values)
+    flags.DEFINE_integer("questions", 100, "of each task and size", lower_bound=2, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the questions", lower_bound=0, flag_values=values)
 
 
 def _plan(values, bindings):
@@ -129,6 +138,19 @@ def _sweep(values, bindings):
         print(sweep.run_sweep(runs, values.workdir, values.gin_file, bindings))
 
 
+def _emergence(values, bindings):
+    check(bool(values.workdir), "--workdir is missing: the sweep's folder, e.g. --workdir=runs/scaling")
+    check(not values.gin_file, "--gin_file has no use here: the folders of a sweep's runs know their configurations")
+    from pretrain.emergence import evaluate_sweep
+    from pretrain.plan.emergence import emergence_table
+
+    result = evaluate_sweep(
+        values.workdir, bindings, tasks=values.task, all_checkpoints=values.checkpoints == "all",
+        questions=values.questions, seed=values.seed,
+    )  # fmt: skip
+    print(json.dumps(result) if values.json else emergence_table(result))
+
+
 PLANNING = {
     "plan": Command("parameters, tokens, shape, batch, time and cost for a budget, before it is spent",
                     all_of(common_flags, _json_flag, _plan_flags), _plan),
@@ -138,4 +160,6 @@ PLANNING = {
                              all_of(common_flags, _sweep_flags), _sweep),
     "scaling fit": Command("fits L(N, D) = E + A / N^alpha + B / D^beta to runs, with intervals and plots",
                            all_of(common_flags, _json_flag, _input_flags), _fit),
+    "scaling emergence": Command("generated tasks over a sweep's runs: exact match beside log-probability and Brier",
+                                 all_of(common_flags, _json_flag, _emergence_flags), _emergence),
 }  # fmt: skip

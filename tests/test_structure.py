@@ -18,7 +18,7 @@ LAYERS = [
     {"evaluate", "adapt", "interop", "plan", "report"},
     {"evaluation"},
     {"experiment"},
-    {"commands"},
+    {"commands", "emergence"},
     {"planning"},
     {"main", "__init__"},
     {"__main__"},
