@@ -17,8 +17,8 @@ from pretrain.core import storage
 from pretrain.core.errors import UserError
 from pretrain.curate import counts
 from pretrain.curate.documents import DOCUMENTS, EDITS, REJECTED
-from pretrain.curate.engine import READ_TASK_FILES, check_readable, read_summary, shard_summary, total_of
-from pretrain.curate.inputs import InputFile, batch_files
+from pretrain.curate.engine import check_readable, read_groups, read_summary, shard_summary, total_of
+from pretrain.curate.inputs import InputFile
 from pretrain.curate.reading import PROBLEMS, read_counted
 from pretrain.curate.shards import FOLDERS, Shard, decide, evidence, finish, group, run_stages, settle, shards_of
 from pretrain.curate.stages import DECISIONS
@@ -62,7 +62,7 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, options: Sequ
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError("the beam engine needs apache-beam: pip install 'pretrain[data]'") from error
-    groups = list(enumerate(batch_files(files, plan.read_bytes, READ_TASK_FILES)))
+    groups = list(enumerate(read_groups(plan, files)))
     with beam.Pipeline(options=PipelineOptions(list(options) or [IN_PROCESS])) as pipeline:
         shards = pipeline | "shards" >> beam.Create([(shard, None) for shard in range(plan.shards)])
         pieces = pipeline | "files" >> beam.Create(groups) | beam.Reshuffle() | "read" >> beam.FlatMap(_read, plan)

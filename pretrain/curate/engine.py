@@ -1,6 +1,6 @@
 """The local engine: processes over shards with everything large on disk; a killed run goes on where it stopped.
 
-    read      each file → documents and unreadable records, divided by a hash of the id into shards
+    read      files, large ones in parts → documents and unreadable records, divided by a hash of the id into shards
     phase 0   each shard → sorted by id, map stages, evidence of the first keyed stage
     group     evidence of equal keys from all shards → what is worth deciding on → decisions
     phase 1   each shard → those decisions, more map stages, … the last phase writes the output
@@ -10,7 +10,8 @@ The output depends on documents and recipe only: not on workers, on the order of
 
 from pretrain.core.errors import RunError
 from pretrain.curate import counts
-from pretrain.curate.inputs import InputFile, batch_files
+from pretrain.curate.inputs import InputFile, batch_files, divide
+from pretrain.curate.readers import is_divisible
 from pretrain.curate.reading import PROBLEMS, READ
 from pretrain.curate.tasks import Plan, decide_task, group_task, read_task, shard_task
 from pretrain.curate.workers import Task, Workers
@@ -34,7 +35,7 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
         RunError: a worker died, or the books do not balance.
     """
     with Workers(workers, plan) as pool:
-        groups = batch_files(files, plan.read_bytes, READ_TASK_FILES)
+        groups = read_groups(plan, files)
         tasks = [Task(read_task, (group, index), read_summary(plan, index)) for index, group in enumerate(groups)]
         summaries = pool.run("curate: read", tasks)
         check_readable(summaries, max_unreadable)
@@ -42,6 +43,12 @@ def run(plan: Plan, files: list[InputFile], max_unreadable: float, workers: int 
         for number in range(len(plan.phases)):
             shard_summaries += _run_phase(plan, number, len(groups), pool)
     return total_of(plan, summaries, shard_summaries)
+
+
+def read_groups(plan: Plan, files: list[InputFile]) -> list[list[InputFile]]:
+    """What each reading task reads: a large file, a part of a very large one, or several small ones."""
+    divided = [divide(file, plan.read_bytes) if is_divisible(file, plan.fields) else [file] for file in files]
+    return batch_files([part for parts in divided for part in parts], plan.read_bytes, READ_TASK_FILES)
 
 
 def _run_phase(plan: Plan, number: int, readers: int, pool: Workers) -> list[dict]:

@@ -85,5 +85,5 @@ def read_file(file: InputFile, fields: Fields) -> Items:
     except DAMAGE as error:
         yield Unreadable(file.path, f"cannot open: {one_line(error)}")
         return
-    if is_empty and file.format != PYTHON:
+    if is_empty and file.format != PYTHON and file.end is None:
         yield Unreadable(file.path, "no records: the file is empty")

@@ -46,18 +46,25 @@ class InputFile(NamedTuple):
         size: bytes on disk.
         source: the source its documents belong to.
         format: the reader's name; see `pretrain.curate.formats`.
+        start, end: of a part of a file: where it begins, and where it ends. A part has the lines that begin in it.
     """
 
     path: str
     size: int
     source: str
     format: str
+    start: int = 0
+    end: int | None = None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Going by its name."""
+        return os.path.splitext(self.path)[1].lower() in COMPRESSIONS
 
     @property
     def expected_bytes(self) -> int:
         """About how much text is in it, going by its size and name."""
-        is_compressed = self.format == "parquet" or os.path.splitext(self.path)[1].lower() in COMPRESSIONS
-        return self.size * (TYPICAL_EXPANSION if is_compressed else 1)
+        return self.size * (TYPICAL_EXPANSION if self.is_compressed or self.format == "parquet" else 1)
 
 
 def format_of(path: str) -> str | None:
@@ -144,8 +151,8 @@ class _Closing:
         self._raw.close()
 
 
-def read_chunks(file: InputFile) -> Iterator[bytes]:
-    """The decompressed bytes of a file in bounded pieces, each as soon as it is there.
+def read_chunks(file: InputFile, start: int = 0) -> Iterator[bytes]:
+    """The decompressed bytes of a file, from `start` on if it is not compressed, in bounded pieces as they come.
 
     Raises:
         ValueError: the file expands beyond belief (a decompression bomb).
@@ -154,11 +161,22 @@ def read_chunks(file: InputFile) -> Iterator[bytes]:
     limit = MAX_EXPANSION * file.size + EXPANSION_ALLOWANCE
     produced = 0
     with open_stream(file.path) as stream:
+        if start:
+            stream.seek(start)
         while chunk := stream.read1(CHUNK):
             produced += len(chunk)
             if produced > limit:
                 raise ValueError(f"{file.size:,} bytes expand to more than {limit:,}")
             yield chunk
+
+
+def divide(file: InputFile, max_bytes: int) -> list[InputFile]:
+    """Parts of an uncompressed file of lines, of at most `max_bytes` each; the whole file if it is no longer."""
+    starts = range(0, max(1, file.size), max_bytes)
+    if len(starts) == 1:
+        return [file]
+    ends = [*starts[1:], file.size]
+    return [file._replace(size=end - start, start=start, end=end) for start, end in zip(starts, ends, strict=True)]
 
 
 def batch_files(files: Iterable[InputFile], max_bytes: int, max_files: int) -> list[list[InputFile]]:

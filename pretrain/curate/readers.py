@@ -103,19 +103,37 @@ def read_parquet(file: InputFile, fields: Fields) -> Iterator[Record | Unreadabl
             yield Unreadable(f"{file.path}:{row}", f"damaged: {one_line(error)}")
 
 
+def is_divisible(file: InputFile, fields: Fields) -> bool:
+    """Whether parts of a file can be read by themselves: where a record is a line and nothing is compressed."""
+    is_lines = file.format == "jsonl" or (file.format == "text" and fields.text_unit == "line")
+    return is_lines and not file.is_compressed
+
+
 def split_lines(file: InputFile, max_bytes: int) -> Iterator[Piece]:
     """Lines of a file without their line feeds, holding no more than one line and the beginning of an over-long one.
 
-    A file that ends in damage yields what stood before it, then the damage as a last problem.
+    A file that ends in damage yields what stood before it, then the damage as a last problem. A part of a file yields
+    the lines that begin in it; what stands before the first of them is the end of a line of the part before.
     """
-    held, cut, offset, damage = bytearray(), 0, 0, ""  # `cut`: bytes of the line that are not held any more
+    pieces = _lines_from(file, max(0, file.start - 1), max_bytes)
+    if file.start:
+        next(pieces, None)
+    for piece in pieces:
+        if file.end is not None and piece.offset >= file.end:
+            return
+        yield piece
+
+
+def _lines_from(file: InputFile, start: int, max_bytes: int) -> Iterator[Piece]:
+    """Lines from a place on, the first from its middle."""
+    held, cut, offset, damage = bytearray(), 0, start, ""  # `cut`: bytes of the line that are not held any more
 
     def piece() -> Piece:
         size = len(held) + cut
         problem = f"a record of {size:,} bytes; Fields.max_record_bytes is {max_bytes:,}" if size > max_bytes else ""
         return Piece(offset, bytes(held), size, damage or problem)
 
-    chunks = read_chunks(file)
+    chunks = read_chunks(file, start)
     while True:
         try:
             chunk = next(chunks, b"")

@@ -19,9 +19,12 @@ from pretrain.core.errors import RunError, UserError
 from pretrain.curate import counts, engine, recipe, spill
 from pretrain.curate.documents import DOCUMENTS, shard_of
 from pretrain.curate.exact_dedup import ExactDedup
+from pretrain.curate.inputs import InputFile, format_of
 from pretrain.curate.readers import Fields
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.curate.rules import TextRules
+from pretrain.curate.shards import Phase
+from pretrain.curate.tasks import Plan
 
 HERE = pathlib.Path(__file__).parent
 
@@ -105,6 +108,34 @@ def test_any_number_of_workers_and_order_of_files_gives_the_same_bytes(corpus, s
             {key: value for key, value in found.items() if key.startswith(folder)} for found in (outputs[0], *listed)
         ]
         assert parts[0] == parts[1] == parts[2]
+
+
+@pytest.mark.parametrize("chosen_engine", ["local", "beam"])
+def test_a_large_file_is_read_in_parts_and_gives_the_same_bytes(tmp_path, monkeypatch, chosen_engine):
+    monkeypatch.chdir(tmp_path)
+    without_ids = [{"text": f"no id {index} {SENTENCE * 3}"} for index in range(100)]
+    write_jsonl(tmp_path / "a.jsonl", [*records(100), b'{"text": "cut', *without_ids])
+    (tmp_path / "b.txt").write_text("".join(f"line {index} {SENTENCE * 2}\n\n" for index in range(100)))
+    job = Recipe(input=["a.jsonl", "b.txt"], shards=3, fields=Fields(text_unit="line"))
+    curate(job, tmp_path / "whole", workers=1)
+    monkeypatch.setattr(recipe, "MIN_PART_BYTES", 5_000)
+    curate(job, tmp_path / "parts", workers=2, engine=chosen_engine)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_a_reading_task_has_a_part_of_a_large_file_or_several_small_ones():
+    plan = Plan("work", "output", 1, Fields(), 0.0, (Phase(),), read_bytes=100)
+    sizes = [("a.jsonl", 250), ("b.jsonl", 30), ("c.jsonl", 40), ("d.jsonl.gz", 250), ("e.txt", 250)]
+    files = [InputFile(name, size, "corpus", format_of(name)) for name, size in sizes]
+    tasks = [[(file.path, file.start, file.end) for file in group] for group in engine.read_groups(plan, files)]
+    assert tasks == [
+        [("a.jsonl", 0, 100)],
+        [("a.jsonl", 100, 200)],
+        [("a.jsonl", 200, 250), ("b.jsonl", 0, None)],
+        [("c.jsonl", 0, None)],
+        [("d.jsonl.gz", 0, None)],
+        [("e.txt", 0, None)],
+    ]
 
 
 def test_shuffled_lines_give_the_same_documents(tmp_path, monkeypatch):

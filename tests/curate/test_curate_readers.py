@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pretrain.core.errors import UserError
 from pretrain.curate import inputs
 from pretrain.curate.documents import Record, Unreadable
-from pretrain.curate.inputs import InputFile, batch_files, find_files, format_of, zstd
-from pretrain.curate.readers import Fields, split_lines, split_paragraphs
+from pretrain.curate.inputs import InputFile, batch_files, divide, find_files, format_of, zstd
+from pretrain.curate.readers import Fields, is_divisible, split_lines, split_paragraphs
 
 UTF8_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON_VALUES = st.recursive(
@@ -208,6 +208,33 @@ def test_lines_add_up_to_the_file(tmp_path_factory, content, chunk, max_bytes):
     for piece, line in zip(pieces, expected, strict=True):
         assert bool(piece.problem) == (len(line) > max_bytes)
         assert piece.problem or piece.content == line
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text("ab\n", max_size=80), st.integers(1, 90), st.integers(1, 40), st.integers(1, 50))
+def test_parts_of_a_file_have_its_lines_once(tmp_path_factory, text, part, chunk, max_bytes):
+    path = tmp_path_factory.mktemp("parts") / "a.jsonl"
+    path.write_text(text)
+    whole = InputFile(str(path), len(text), "corpus", "jsonl")
+    parts = divide(whole, part)
+    assert all(file.size <= part for file in parts) and sum(file.size for file in parts) == len(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "CHUNK", chunk)
+        assert [piece for file in parts for piece in split_lines(file, max_bytes)] == list(
+            split_lines(whole, max_bytes)
+        )
+
+
+@pytest.mark.parametrize(
+    "name, unit, expected",
+    [
+        *(("a.jsonl", "file", True), ("a.ndjson", "file", True), ("a.jsonl.gz", "file", False)),
+        *(("a.txt", "line", True), ("a.txt", "paragraph", False), ("a.txt", "file", False)),
+        *(("a.txt.zst", "line", False), ("a.parquet", "line", False)),
+    ],
+)
+def test_only_plain_files_of_lines_are_divided(name, unit, expected):
+    assert is_divisible(InputFile(name, 1, "corpus", format_of(name)), Fields(text_unit=unit)) == expected
 
 
 @settings(deadline=None, max_examples=100)
