@@ -10,7 +10,7 @@ import sys
 import conformance
 import jax
 import numpy as np
-from tiny import CONFIG, model, params
+from tiny import CONFIG, model
 
 from pretrain.core.trees import named_leaves
 from pretrain.optim.optimizers import Optimizer, build_optimizer
@@ -40,10 +40,11 @@ def objective_on(objective, mesh) -> tuple[float, dict, int]:
     rows = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
     batch = objective.finish(rows, np.random.default_rng(0))
     shardings = batch_shardings(objective.batch_spec(8, conformance.LENGTH), mesh)
-    layout = tree_shardings(model().logical_axes(), model().shapes, mesh)
+    layout = tree_shardings(step.model.logical_axes(), step.model.shapes, mesh)
     with use_mesh(mesh):
         call = jax.jit(step.gradients, in_shardings=(layout, shardings), out_shardings=(layout, None))
-        grads, (terms, _) = call(jax.device_put(params(), layout), place_batch(batch, shardings))
+        params = jax.device_put(conformance.params_of(objective), layout)
+        grads, (terms, _) = call(params, place_batch(batch, shardings))
     loss = sum(t.coefficient * float(t.sum) / float(t.weight) for t in terms.values())
     return loss, grads, len(jax.tree.leaves(grads)[0].sharding.device_set)
 

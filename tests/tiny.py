@@ -11,8 +11,9 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
+from pretrain.core.objective import ModelNeeds
 from pretrain.core.trees import map_named
-from pretrain.models.build import build_model
+from pretrain.models.build import PLAIN, build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
 
@@ -33,13 +34,13 @@ CONFIG = TransformerConfig(
 
 
 @functools.lru_cache(maxsize=64)
-def model(config: TransformerConfig = CONFIG) -> FunctionalModel:
-    """The Transformer of a config, as pure functions."""
-    return build_model(config)
+def model(config: TransformerConfig = CONFIG, needs: ModelNeeds = PLAIN) -> FunctionalModel:
+    """The model of a config, as pure functions, with what an objective needs."""
+    return build_model(config, needs)
 
 
 @functools.lru_cache(maxsize=64)
-def params(config: TransformerConfig = CONFIG, seed: int = 0) -> dict:
+def params(config: TransformerConfig = CONFIG, needs: ModelNeeds = PLAIN, seed: int = 0) -> dict:
     """Parameters whose norms and biases are not at their initial ones and zeros, so that a test sees them."""
     rng = np.random.default_rng(seed)
 
@@ -47,7 +48,7 @@ def params(config: TransformerConfig = CONFIG, seed: int = 0) -> dict:
         drawn = 0.3 * rng.normal(size=shape.shape) + name.endswith("scale")
         return jnp.asarray(drawn if name.endswith(("scale", "bias")) else drawn / 2, jnp.float32)
 
-    return map_named(value, model(config).shapes)
+    return map_named(value, model(config, needs).shapes)
 
 
 def packed_rows(lengths: list[list[int]], length: int, *, vocab: int = VOCAB, seed: int = 0) -> dict[str, np.ndarray]:

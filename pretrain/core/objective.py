@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -72,6 +73,7 @@ class Vocabulary:
         size: number of ids, sentinels included.
         pad_id, bos_id, eos_id: special ids.
         num_sentinels: ids at the end of the vocabulary that no text holds.
+        starts_word: bool [size], ids whose text begins with white space or that are no text; None where not known.
     """
 
     size: int
@@ -79,6 +81,7 @@ class Vocabulary:
     bos_id: int = 1
     eos_id: int = 2
     num_sentinels: int = 0
+    starts_word: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def text_size(self) -> int:

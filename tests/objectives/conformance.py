@@ -1,9 +1,12 @@
 """What every objective must hold. A new file in `pretrain/objectives` is found and checked without an edit here.
 
-An objective that needs other packed features than those of `tiny.packed_rows` gives them in `PACKED`; settings that
-say more than the defaults go into `SETTINGS`.
+The model is the tiny one of the first architecture an objective names, with the heads it needs. An objective that needs
+other packed features than those of `tiny.packed_rows` gives them in `PACKED`; settings that say more than the defaults
+go into `SETTINGS`. Arrays named `<prefix>weights` say what of `<prefix>targets` and other `<prefix>...` counts; with
+`loss_weights` go `targets` and `target_...`.
 """
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -11,17 +14,21 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from tiny import CONFIG, UNEVEN, model, packed_rows
+from tiny import CONFIG, UNEVEN, VOCAB, model, packed_rows, params
 
 import pretrain.objectives
 from pretrain.core.batch import Batch
+from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
+from pretrain.models.config import TransformerConfig
+from pretrain.models.functional import FunctionalModel
 from pretrain.objectives.base import Objective
 from pretrain.train.step import StepBuilder
 
 LENGTH = 16
 SETTINGS: dict[str, list[dict]] = {"Causal": [{"z_loss": 0.01}]}  # two terms
 PACKED: dict[str, Callable[[], Batch]] = {}
+VOCABULARY = Vocabulary(VOCAB + 128, num_sentinels=128, starts_word=np.arange(VOCAB + 128) % 3 == 0)
 
 
 def objective_classes() -> list[type[Objective]]:
@@ -37,7 +44,7 @@ def objective_classes() -> list[type[Objective]]:
 def cases() -> dict[str, Objective]:
     """Objectives by a readable name, each with every setting that is checked."""
     return {
-        f"{kind.__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})": kind(**settings)
+        f"{kind.__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})": kind(**settings).bind(VOCABULARY)
         for kind in objective_classes()
         for settings in SETTINGS.get(kind.__name__, [{}])
     }
@@ -54,9 +61,49 @@ def batch(objective: Objective) -> Batch:
     return objective.finish(packed(objective), host_rng(0, "finish", 0))
 
 
+def config(objective: Objective) -> TransformerConfig:
+    """The tiny model's configuration, in the architecture of an objective."""
+    types = 2 if "types" in objective.batch_spec(1, LENGTH) else 0
+    architecture = objective.model_needs.architectures[0]
+    return dataclasses.replace(CONFIG, vocab_size=VOCABULARY.size, architecture=architecture, token_types=types)
+
+
+def model_of(objective: Objective) -> FunctionalModel:
+    """The tiny model that serves an objective."""
+    return model(config(objective), objective.model_needs)
+
+
+def params_of(objective: Objective) -> dict:
+    """Its parameters, no norm or bias at its initial value."""
+    return params(config(objective), objective.model_needs)
+
+
+def blank(arrays: Batch) -> dict[str, np.ndarray]:
+    """By integer array of a batch, where anything may stand: bool, of the array's first two axes.
+
+    That is where there is no document, and, in targets and what belongs to weights of their own, where the weight is 0.
+    Segment ids, which say where documents are, and arrays of one number a row are left out.
+    """
+    weights = {name.removesuffix("weights"): array for name, array in arrays.items() if name.endswith("weights")}
+    found = {}
+    for name, array in arrays.items():
+        if name.endswith("segment_ids") or array.dtype != np.int32 or array.ndim < 2:
+            continue
+        places, first = np.zeros(array.shape[:2], bool), name.split("_")[0]
+        names = (f"{name}_segment_ids", f"{first}_segment_ids", "segment_ids")
+        segments = next((arrays[each] for each in names if each in arrays), None)
+        if segments is not None and segments.shape == places.shape:
+            places |= segments == 0
+        belongs = weights.get(f"{first}_", weights.get("loss_") if "target" in name else None)
+        if belongs is not None and belongs.shape == places.shape:
+            places |= belongs == 0
+        found[name] = places
+    return found
+
+
 def builder(objective: Objective, **changes) -> StepBuilder:
     """The training step of an objective on the tiny model."""
-    return StepBuilder(model(CONFIG), objective, optimizer=None, learning_rate=None, **changes)
+    return StepBuilder(model_of(objective), objective, optimizer=None, learning_rate=None, **changes)
 
 
 def loss_and_gradients(objective: Objective, params: dict, arrays: Batch, **changes) -> tuple[dict, dict]:
