@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix clean
+.PHONY: quickstart test lint test-matrix test-parity clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
@@ -23,12 +23,21 @@ test-matrix:
 	  $(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
+# Our models against torch, in an environment of its own: about 2 minutes after the install.
+test-parity: .venv-parity/.installed
+	.venv-parity/bin/python -m pytest --noconftest tests/parity
+
+.venv-parity/.installed: setup.py
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -e '.[interop]' pytest torch transformers
+	touch $@
+
 # Any benchmark: `make benchmark-near-dedup ARGS='CORPUS --peer_python=...'`; docs/ says what each shows and how it was run.
 benchmark-%: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/$(subst -,_,$*).py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-3.* build *.egg-info
+	rm -rf $(VENV) .venv-3.* .venv-parity build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -39,5 +48,5 @@ $(VENV)/.installed: setup.py | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-dev: setup.py | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,interop,dev]'
 	touch $(VENV)/.installed $@

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 
+collect_ignore = ["parity"]  # needs torch: `make test-parity`
+
 # Before jax is imported, here and in every process that tests start: the CPU, and one compilation per program.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="pretrain-tests-"))

@@ -88,11 +88,13 @@ class DistanceBias(nnx.Module):
     """What is added to attention scores by distance: T5's learned buckets, or ALiBi's slopes."""
 
     def __init__(self, config: TransformerConfig, *, two_sided: bool, rngs: nnx.Rngs):
-        self.config, self.two_sided, self.table = config, two_sided, None
-        if config.positions == "relative":
-            shape = (config.relative_buckets, config.num_heads)
-            scale = config.init_scale or 1 / math.sqrt(config.embed_dim)
-            self.table = param(scale * jax.random.normal(rngs.params(), shape, config.param_dtype), (None, "heads"))
+        self.config, self.two_sided = config, two_sided
+        shape, scale = (config.relative_buckets, config.num_heads), config.init_scale or 1 / math.sqrt(config.embed_dim)
+        self.table = (
+            param(scale * jax.random.normal(rngs.params(), shape, config.param_dtype), (None, "heads"))
+            if config.positions == "relative"
+            else None
+        )
 
     def __call__(self, queries_L: jax.Array, keys_S: jax.Array) -> jax.Array:
         """Bias [1, heads, queries, keys], float32, for places in the row."""

@@ -100,7 +100,7 @@ class Transformer(nnx.Module):
         """The decoder's hidden states [batch, length of targets, embed]; segments with one number belong together."""
         context = self._context(self.encoder, *inputs[1:], causal=False)
         memory_BSD, _, encoder_routing = self.encoder(self.embed(inputs[0], inputs[2]), context)
-        mask_BLS = attention_mask(targets.segment_ids_BL, inputs.segment_ids_BL, causal=False)
+        mask_BLS = attention_mask(targets[1], inputs[1], causal=False)
         across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS)}
         target_context = self._context(self.decoder, *targets[1:], causal=True, **across)
         hidden_BLD, _, routing = self.decoder(self.embed(targets[0], targets[2]), target_context)

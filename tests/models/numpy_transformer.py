@@ -32,15 +32,69 @@ def rotate(x_BLHQ: np.ndarray, positions_BL: np.ndarray, theta: float) -> np.nda
     return np.concatenate([turned.real, turned.imag], -1)
 
 
-def attention(q_BLHQ, k_BSKQ, v_BSKQ, mask_BLS) -> np.ndarray:
-    """One head and one query at a time."""
+def attention(q_BLHQ, k_BSKQ, v_BSKQ, mask_BLS, c: TransformerConfig | None = None, sinks=None, bias=None):
+    """One head and one query at a time; `bias` is a function of head and distance key - query."""
     y = np.zeros_like(q_BLHQ)
     group = q_BLHQ.shape[2] // k_BSKQ.shape[2]
+    scale = q_BLHQ.shape[-1] ** -0.5 if c is None or c.attention_scale is None else c.attention_scale
     for b, i, h in np.ndindex(q_BLHQ.shape[:3]):
         keys = np.flatnonzero(mask_BLS[b, i])
-        scores = k_BSKQ[b, keys, h // group] @ q_BLHQ[b, i, h] / math.sqrt(q_BLHQ.shape[-1])
-        y[b, i, h] = softmax(scores) @ v_BSKQ[b, keys, h // group]
+        scores = k_BSKQ[b, keys, h // group] @ q_BLHQ[b, i, h] * scale
+        if c is not None and c.attention_softcap:
+            scores = c.attention_softcap * np.tanh(scores / c.attention_softcap)
+        scores = scores + np.array([bias(h, key - i) for key in keys]) if bias else scores
+        scores = scores if sinks is None else np.append(scores, sinks[h])
+        y[b, i, h] = softmax(scores)[: len(keys)] @ v_BSKQ[b, keys, h // group]
     return y
+
+
+def bucket(distance: int, c: TransformerConfig, *, causal: bool) -> int:
+    """T5's bucket of a distance, one number at a time."""
+    buckets, start = c.relative_buckets, 0
+    if causal:
+        size = max(-distance, 0)
+    else:
+        buckets, size = buckets // 2, abs(distance)
+        start = buckets if distance > 0 else 0
+    exact = buckets // 2
+    if size < exact:
+        return start + size
+    grown = exact + int(math.log(size / exact) / math.log(c.relative_distance / exact) * (buckets - exact))
+    return start + min(grown, buckets - 1)
+
+
+def distance_bias(weights: dict, c: TransformerConfig, *, causal: bool):
+    """What a head adds to its scores at a distance; None for kinds of positions that add nothing."""
+    if c.positions == "relative":
+        table = weights["distance"]["table"]
+        return lambda head, distance: table[bucket(distance, c, causal=causal), head]
+    if c.positions == "alibi":  # only for powers of two, where the slopes are one series
+        return lambda head, distance: -(2.0 ** (-8 * (head + 1) / c.num_heads)) * abs(distance)
+    return None
+
+
+def experts(x_BLD: np.ndarray, weights: dict, c: TransformerConfig) -> np.ndarray:
+    """A mixture of experts, one token and one expert at a time; nothing is dropped."""
+    e, y = c.experts, np.zeros_like(x_BLD)
+    activate = ACTIVATIONS[c.activation]
+    for place in np.ndindex(x_BLD.shape[:2]):
+        x = x_BLD[place]
+        routed = x @ weights["router"]
+        scores = softmax(routed) if e.scores == "softmax" else 1 / (1 + np.exp(-routed))
+        chosen = np.argsort(-(scores + weights.get("bias", 0)))[: e.top_k]
+        total = scores[chosen].sum() if e.normalize else 1.0
+        for expert in chosen:
+            up, down = x @ weights["up"][expert], weights["down"][expert]
+            hidden = activate(x @ weights["gate"][expert]) * up if "gate" in weights else activate(up)
+            y[place] += scores[expert] / total * e.scale * (hidden @ down)
+    return y + mlp(x_BLD, weights["shared"], c) if "shared" in weights else y
+
+
+def mlp(x: np.ndarray, weights: dict, c: TransformerConfig) -> np.ndarray:
+    """Two matrices, or three with a gate."""
+    activate, hidden = ACTIVATIONS[c.activation], project(x, weights["up"])
+    hidden = activate(project(x, weights["gate"])) * hidden if "gate" in weights else activate(hidden)
+    return project(hidden, weights["down"])
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -63,20 +117,30 @@ def project(x: np.ndarray, weights: dict, inputs: int = 1) -> np.ndarray:
     return np.tensordot(x, weights["kernel"], inputs) + weights.get("bias", 0)
 
 
-def block(x, weights: dict, positions_BL, mask_BLS, c: TransformerConfig) -> np.ndarray:
+def add(x, branch, weights: dict, prefix: str, c: TransformerConfig) -> np.ndarray:
+    """The residual sum with its norms."""
+    normed = lambda y, name: norm(y, weights[name], c.norm, c.norm_epsilon)  # noqa: E731
+    if c.norm_position == "post":
+        return normed(x + branch(x), f"{prefix}_norm")
+    y = branch(normed(x, f"{prefix}_norm"))
+    return x + (normed(y, f"{prefix}_out_norm") if c.norm_position == "sandwich" else y)
+
+
+def block(x, weights: dict, positions_BL, mask_BLS, c: TransformerConfig, bias=None) -> np.ndarray:
     """One layer."""
-    h, w = norm(x, weights["attention_norm"], c.norm, c.norm_epsilon), weights["attention"]
-    q, k, v = (project(h, w[name]) for name in ("query", "key", "value"))
-    if c.qk_norm:
-        q, k = (norm(z, w[f"{name}_norm"], "rmsnorm", c.norm_epsilon) for z, name in ((q, "query"), (k, "key")))
-    if c.positions == "rotary":
-        q, k = (rotate(z, positions_BL, c.rope_theta) for z in (q, k))
-    x = x + project(attention(q, k, v, mask_BLS), w["out"], 2)
-    h, w = norm(x, weights["mlp_norm"], c.norm, c.norm_epsilon), weights["mlp"]
-    hidden = project(h, w["up"])
-    activate = ACTIVATIONS[c.activation]
-    hidden = activate(project(h, w["gate"])) * hidden if "gate" in w else activate(hidden)
-    return x + project(hidden, w["down"])
+
+    def attend(h):
+        w = weights["attention"]
+        q, k, v = (project(h, w[name]) for name in ("query", "key", "value"))
+        if c.qk_norm:
+            q, k = (norm(z, w[f"{name}_norm"], "rmsnorm", c.norm_epsilon) for z, name in ((q, "query"), (k, "key")))
+        if c.positions == "rotary":
+            q, k = (rotate(z, positions_BL, c.rope_theta) for z in (q, k))
+        return project(attention(q, k, v, mask_BLS, c, w.get("sinks"), bias), w["out"], 2)
+
+    think = experts if "router" in weights["mlp"] else mlp
+    x = add(x, attend, weights, "attention", c)
+    return add(x, lambda h: think(h, weights["mlp"], c), weights, "mlp", c)
 
 
 def as_float64(tree: dict) -> dict:
@@ -95,13 +159,28 @@ def logits(params: dict, batch: dict, c: TransformerConfig, *, causal: bool = Tr
     if causal:
         places = np.arange(tokens_BL.shape[1])
         mask_BLS = mask_BLS & (places[:, None] >= places[None, :])
-    x = params["embedding"][tokens_BL]
+    x = params["embedding"][tokens_BL] * c.embedding_multiplier
     if c.positions == "learned":
         x = x + params["position_embedding"][positions_BL]
+    if c.positions == "sinusoidal":
+        angle = positions_BL[..., None] * 10_000.0 ** (-np.arange(0, c.embed_dim, 2) / c.embed_dim)
+        x = x + np.concatenate([np.sin(angle), np.cos(angle)], -1)
+    if c.embedding_norm:
+        x = norm(x, params["embedding_norm"], c.norm, c.norm_epsilon)
+    stack = params["encoder" if c.architecture == "encoder" else "decoder"]
+    two_sided = c.architecture == "encoder"
+    bias = distance_bias(stack, c, causal=not two_sided)
+    places = np.arange(tokens_BL.shape[1])
+    near_LS = np.abs(places[:, None] - places[None]) < (c.sliding_window or 10**9)
+    first = c.experts.dense_layers if c.experts else 0
     for layer in range(c.num_layers):
-        x = block(x, _layer(params["decoder"]["blocks"], layer), positions_BL, mask_BLS, c)
-    x = norm(x, params["decoder"]["final_norm"], c.norm, c.norm_epsilon)
-    y = x @ (params["embedding"].T if c.tie_embeddings else params["unembedding"])
+        wide = c.global_every and (layer + 1) % c.global_every == 0
+        seen_BLS = mask_BLS if wide else mask_BLS & near_LS
+        blocks, index = (stack["dense_blocks"], layer) if layer < first else (stack["blocks"], layer - first)
+        x = block(x, _layer(blocks, index), positions_BL, seen_BLS, c, bias)
+    if c.norm_position != "post":
+        x = norm(x, stack["final_norm"], c.norm, c.norm_epsilon)
+    y = x @ (params["embedding"].T if c.tie_embeddings else params["unembedding"]) * c.logit_multiplier
     return y if c.logit_softcap is None else c.logit_softcap * np.tanh(y / c.logit_softcap)
 
 
