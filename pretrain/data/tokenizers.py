@@ -10,6 +10,7 @@ Face `tokenizers`. Bytes: Xue et al. 2021 (ByT5, arXiv:2105.13626).
 """
 
 import abc
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ class Tokenizer(abc.ABC):
     def _decode(self, ids: np.ndarray) -> str: ...
 
     @abc.abstractmethod
+    def _begins_with_space(self) -> list[bool]:
+        """Of each id without sentinels, whether its text begins with white space; True for special ids."""
+
+    @abc.abstractmethod
     def model_bytes(self) -> bytes:
         """The model file's content; with the special ids it determines everything `encode` does."""
 
@@ -61,6 +66,11 @@ class Tokenizer(abc.ABC):
     def extra_ids(self) -> np.ndarray:
         """Sentinel ids, int32 [num_extra_ids]; sentinel 0 is the last id of the vocabulary."""
         return np.arange(self.vocab_size - 1, self.base_size - 1, -1, dtype=np.int32)
+
+    @functools.cached_property
+    def starts_word(self) -> np.ndarray:
+        """Ids at which a word begins, as white space cuts words, and ids that are no text; bool [vocab_size]."""
+        return np.array([*self._begins_with_space(), *[True] * self.num_extra_ids])
 
     @property
     def fingerprint(self) -> str:
@@ -163,6 +173,14 @@ class SentencePiece(Tokenizer):
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
 
+    def _begins_with_space(self) -> list[bool]:
+        model = self._processor
+        special = [model.is_control(id) or model.is_unknown(id) or model.is_unused(id) for id in range(self.base_size)]
+        pieces = [model.id_to_piece(id) for id in range(self.base_size)]
+        bytes_ = [bytes.fromhex(p[3:5]).isspace() if model.is_byte(id) else False for id, p in enumerate(pieces)]
+        spaces = [p[:1] == _SPACE_SYMBOL or p[:1].isspace() for p in pieces]
+        return np.any([special, bytes_, spaces], axis=0).tolist()
+
 
 class Bytes(Tokenizer):
     """UTF-8 bytes: pad 0, EOS 1, unk 2, BOS 3, then the 256 bytes.
@@ -189,6 +207,9 @@ class Bytes(Tokenizer):
 
     def _decode(self, ids: np.ndarray) -> str:
         return (ids[ids >= self._first] - self._first).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def _begins_with_space(self) -> list[bool]:
+        return [id < self._first or bytes([id - self._first]).isspace() for id in range(self.base_size)]
 
 
 class HuggingFace(Tokenizer):
@@ -249,6 +270,16 @@ class HuggingFace(Tokenizer):
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+    def _begins_with_space(self) -> list[bool]:
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        wordpiece = any(piece.startswith("##") for piece in vocabulary)  # which marks what goes on, not what begins
+        spaces = tuple("ĠĊĉč" if "Ġ" in vocabulary else f" \n\t\r{_SPACE_SYMBOL}")  # byte-level spelling, or plain
+        found = np.ones(self.base_size, bool)  # also ids that the file leaves out
+        for piece, id in vocabulary.items():
+            found[id] = not piece.startswith("##") if wordpiece else piece.startswith(spaces)
+        found[list(self._tokenizer.get_added_tokens_decoder())] = True
+        return found.tolist()
 
 
 def load(folder: os.PathLike | str) -> Tokenizer:

@@ -103,6 +103,30 @@ def test_any_text_comes_back(made, kind, parts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_words_begin_where_white_space_does(made, kind):
+    tokenizer, words = made[kind], ["it's", "one", "tiny\N{GREEK SMALL LETTER MU}", "indivisible", "(b)", "7"]
+    [ids] = tokenizer.encode([" ".join(words)])
+    starts = np.flatnonzero(tokenizer.starts_word[ids])
+    parts = np.split(ids, starts[starts > 0])
+    assert [tokenizer.decode(part).strip() for part in parts] == words
+    for space in "\n\t":
+        [ids] = tokenizer.encode([f"a{space}"])
+        assert tokenizer.starts_word[ids[-1]]
+    [ids] = tokenizer.encode(["\N{LATIN SMALL LETTER A WITH GRAVE}"])  # its second byte is that of a space in Latin-1
+    assert not tokenizer.starts_word[ids[1:]].any()
+    special = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.extra_ids]
+    assert tokenizer.starts_word[special].all() and tokenizer.starts_word.shape == (tokenizer.vocab_size,)
+
+
+def test_words_of_wordpiece():
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {"[SEP]": 0, "[UNK]": 1, "play": 2, "##ing": 3, "##s": 4, "\N{LATIN SMALL LETTER C WITH CARON}": 6}
+    model = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")).to_str().encode()
+    assert HuggingFace(model).starts_word.tolist() == [True, True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_special_ids_and_sentinels(made, kind):
     tokenizer = made[kind]
     np.testing.assert_array_equal(tokenizer.extra_ids, tokenizer.vocab_size - 1 - np.arange(3))
