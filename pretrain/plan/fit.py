@@ -11,9 +11,9 @@ import itertools
 
 import numpy as np
 from scipy import optimize
-from scipy.special import logsumexp
 
 from pretrain.core.errors import UserError, check
+from pretrain.plan.intervals import Resampled, expanded_percentiles, smoothed_errors
 from pretrain.plan.laws import ParametricLaw
 from pretrain.plan.points import Points
 
@@ -24,6 +24,9 @@ STARTS = ((0.0, 5.0, 10.0, 15.0, 20.0), (0.0, 5.0, 10.0, 15.0, 20.0), (-1.0, -0.
 REFINED = 8  # starts that L-BFGS goes on from: the best of the grid
 NAMES = ("E", "A", "B", "alpha", "beta")
 MIN_POINTS = 6  # one more than there are unknowns
+STEPS = 100  # of `refine`, which needs about 6
+MANY = 10**6  # residuals at once
+LARGE = 700.0  # logarithm of about the largest float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Fit:
     """A fitted law.
 
     Attributes:
-        law: the parameters.
+        law: the parameters, with the laws fitted to bootstrap samples.
         objective: sum over points of the Huber loss of log L's residual.
         intervals: {parameter or exponent: (low, high)} at `confidence`, from the bootstrap.
         residuals: log L measured minus predicted, one a point.
@@ -54,6 +57,53 @@ class Fit:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """log N and log D of points about their means, where the unknowns hang together least.
+
+    The unknowns are theta = (log A, log B, log E, alpha, beta) in arrays [fits, 5], with A and B those of the means.
+    """
+
+    log_n: np.ndarray
+    log_d: np.ndarray
+    centre: tuple[float, float]
+
+    @classmethod
+    def of(cls, points: Points) -> "Coordinates":
+        """Of points."""
+        log_n, log_d = np.log(points.params), np.log(points.tokens)
+        return cls(log_n - log_n.mean(), log_d - log_d.mean(), (log_n.mean(), log_d.mean()))
+
+    def theta(self, starts: np.ndarray) -> np.ndarray:
+        """theta of starts whose A and B are those of the law."""
+        starts = starts.copy()
+        starts[:, :2] -= starts[:, 3:] * self.centre
+        return starts
+
+    def values(self, theta: np.ndarray) -> np.ndarray:
+        """The law's E, A, B, alpha, beta, [fits, 5]."""
+        log_ab = theta[:, :2] + theta[:, 3:] * self.centre
+        with np.errstate(over="ignore"):
+            return np.concatenate([np.exp(theta[:, 2:3]), np.exp(log_ab), theta[:, 3:]], 1)
+
+    def terms(self, theta: np.ndarray) -> np.ndarray:
+        """The three addends of the loss, [3, fits, points]."""
+        log_a, log_b, log_e, alpha, beta = (theta[:, i, None] for i in range(5))
+        logs = np.stack(np.broadcast_arrays(log_a - alpha * self.log_n, log_b - beta * self.log_d, log_e))
+        return np.exp(np.clip(logs, -LARGE, LARGE))
+
+    def predict(self, theta: np.ndarray) -> np.ndarray:
+        """log L, [fits, points]."""
+        return np.log(self.terms(theta).sum(0))
+
+    def jacobian(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log L [fits, points] and its derivatives [fits, points, 5]."""
+        terms = self.terms(theta)
+        total = terms.sum(0)
+        a, b, e = terms / total
+        return np.log(total), np.stack([a, b, e, -a * self.log_n, -b * self.log_d], -1)
+
+
 def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
     """r^2 / 2 up to delta, then delta (|r| - delta / 2)."""
     size = np.abs(residuals)
@@ -66,7 +116,7 @@ def fit_law(
     """Fits the parametric law to points.
 
     Args:
-        points: at least `MIN_POINTS`, of at least two values of N and of D.
+        points: at least `MIN_POINTS`, of at least three values of N and of D.
         delta: where the Huber loss turns from square to linear.
         resamples: bootstrap samples for the intervals; 0 for none.
         confidence: of the intervals.
@@ -76,11 +126,16 @@ def fit_law(
         UserError: too few points, or all of one size.
     """
     _check_enough(points)
-    x, y = (np.log(points.params), np.log(points.tokens)), np.log(points.loss)
+    x, y = Coordinates.of(points), np.log(points.loss)
     theta = _minimise(x, y, delta)
-    residuals = y - _predict(theta[None], x)[0]
-    intervals = _bootstrap(theta, residuals, x, delta, resamples, confidence, seed) if resamples else {}
-    return Fit(_law(theta), float(huber(residuals, delta).sum()), intervals, residuals)
+    fitted = x.predict(theta)
+    residuals = y - fitted[0]
+    law, intervals = _law(x.values(theta)[0]), {}
+    if resamples:
+        errors = smoothed_errors(residuals, len(NAMES), resamples, np.random.default_rng(seed))
+        resampled = Resampled(_refit(x, theta, fitted + errors, delta), len(points) - len(NAMES))
+        law, intervals = dataclasses.replace(law, resampled=resampled), _intervals(resampled, confidence)
+    return Fit(law, float(huber(residuals, delta).sum()), intervals, residuals)
 
 
 def _check_enough(points: Points) -> None:
@@ -97,113 +152,87 @@ def _check_enough(points: Points) -> None:
         )
 
 
-def _law(theta: np.ndarray) -> ParametricLaw:
-    log_a, log_b, log_e, alpha, beta = theta
-    values = np.exp([log_e, log_a, log_b])
+def _law(values: np.ndarray) -> ParametricLaw:
+    *_, alpha, beta = values
     if not (alpha > 0 and beta > 0 and np.isfinite(values).all()):
         raise UserError(
             f"the points follow no law of this form (alpha {alpha:.3g}, beta {beta:.3g}): loss must fall as params and "
             "tokens grow; look for runs that diverged or were cut short"
         )
-    return ParametricLaw(*(float(value) for value in (*values, alpha, beta)))
+    return ParametricLaw(*values.tolist())
 
 
-def _terms(theta: np.ndarray, x: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Logarithms of the three addends, [fits, points, 3], for parameters [fits, 5]."""
-    log_a, log_b, log_e, alpha, beta = (theta[:, i, None] for i in range(5))
-    log_n, log_d = x
-    return np.stack(np.broadcast_arrays(log_a - alpha * log_n, log_b - beta * log_d, log_e + 0 * log_n), -1)
-
-
-def _predict(theta: np.ndarray, x) -> np.ndarray:
-    return logsumexp(_terms(theta, x), axis=-1)
-
-
-def _jacobian(theta: np.ndarray, x) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted log L [fits, points] and its derivatives [fits, points, 5]."""
-    terms = _terms(theta, x)
-    predicted = logsumexp(terms, axis=-1)
-    share = np.exp(terms - predicted[..., None])
-    columns = [share[..., 0], share[..., 1], share[..., 2], -share[..., 0] * x[0], -share[..., 1] * x[1]]
-    return predicted, np.stack(columns, -1)
-
-
-def _minimise(x, y: np.ndarray, delta: float) -> np.ndarray:
-    """L-BFGS from the best starts of the grid, then polished."""
+def _minimise(x: Coordinates, y: np.ndarray, delta: float) -> np.ndarray:
+    """theta [1, 5]: L-BFGS from the best starts of the grid, then the last digits."""
 
     def objective(theta):
-        predicted, jacobian = _jacobian(theta[None], x)
+        predicted, jacobian = x.jacobian(theta[None])
         residuals = y - predicted[0]
         slope = -np.clip(residuals, -delta, delta)
         return huber(residuals, delta).sum() / delta, slope @ jacobian[0] / delta
 
-    starts = np.array(list(itertools.product(*STARTS)))
-    parts = np.array_split(starts, -(-len(starts) * len(y) // 10**6))
-    values = np.concatenate([huber(y - _predict(part, x), delta).sum(1) for part in parts])
+    starts = x.theta(np.array(list(itertools.product(*STARTS))))
+    parts = np.array_split(starts, -(-len(starts) * len(y) // MANY))
+    values = np.concatenate([huber(y - x.predict(part), delta).sum(1) for part in parts])
     best = starts[np.argsort(values, kind="stable")[:REFINED]]
-    options = {"maxiter": 300, "maxfun": 600, "ftol": 1e-14, "gtol": 1e-10}
+    options = {"maxiter": 40}
     found = [optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x for start in best]
-    polished = refine(np.array(found), x, np.repeat(y[None], len(found), 0), delta, iterations=100)
-    return polished[np.argmin(huber(y - _predict(polished, x), delta).sum(1))]
+    polished = refine(np.array(found), x, y, delta)
+    return polished[None, np.argmin(huber(y - x.predict(polished), delta).sum(1))]
 
 
-def refine(theta: np.ndarray, x, y: np.ndarray, delta: float, iterations: int) -> np.ndarray:
-    """The last digits of many fits at once: Levenberg-Marquardt steps with Huber's weights that only go down.
+def refine(theta: np.ndarray, x: Coordinates, y: np.ndarray, delta: float) -> np.ndarray:
+    """Many fits at once to their last digits, by Newton's steps that only go down.
+
+    Huber's Hessian knows only points within delta; it is damped by that of iterated least squares (Holland and Welsch
+    1977), which knows all of them and alone would be safe and slow.
 
     Args:
         theta: starts, [fits, 5].
-        x: (log N, log D), each [points].
-        y: log L, [fits, points].
+        x: of the points.
+        y: log L, [points] or [fits, points].
         delta: Huber's.
-        iterations: of all fits.
     """
-    theta, damping = theta.copy(), np.full(len(theta), 1e-3)
-
-    def cost(candidate):
-        return huber(y - _predict(candidate, x), delta).sum(1)
-
-    current = cost(theta)
-    for _ in range(iterations):
-        predicted, jacobian = _jacobian(theta, x)
-        residuals = y - predicted
+    theta, y = theta.copy(), np.broadcast_to(y, (len(theta), y.shape[-1]))
+    damping, at_work = np.ones(len(theta)), np.arange(len(theta))
+    cost = huber(y - x.predict(theta), delta).sum(1)
+    for _ in range(STEPS):
+        predicted, jacobian = x.jacobian(theta[at_work])
+        residuals = y[at_work] - predicted
         weights = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
-        weighted = jacobian * weights[..., None]
-        hessian = np.einsum("fpi,fpj->fij", weighted, jacobian)
-        gradient = np.einsum("fpi,fp->fi", weighted, residuals)
-        diagonal = np.einsum("fii->fi", hessian)
-        ridge = damping[:, None] * diagonal + 1e-14 * diagonal.max(1, keepdims=True) + 1e-300
-        step = np.linalg.solve(hessian + np.einsum("fi,ij->fij", ridge, np.eye(5)), gradient[..., None])[..., 0]
-        proposed = theta + step
-        value = cost(proposed)
-        better = value < current
-        theta = np.where(better[:, None], proposed, theta)
-        current = np.where(better, value, current)
-        damping = np.clip(np.where(better, damping / 5, damping * 10), 1e-15, 1e6)
+        safe = _products(jacobian, weights)
+        hessian = _products(jacobian, weights == 1) + damping[at_work, None, None] * safe
+        ridge = 1e-12 * np.trace(safe, axis1=1, axis2=2)[:, None, None] * np.eye(5) + 1e-300
+        gradient = np.einsum("fpi,fp->fi", jacobian, weights * residuals)
+        proposed = theta[at_work] + np.linalg.solve(hessian + ridge, gradient[..., None])[..., 0]
+        value = huber(y[at_work] - x.predict(proposed), delta).sum(1)
+        better = value < cost[at_work]
+        done = np.where(better, value >= cost[at_work] * (1 - 1e-12), damping[at_work] >= 1e6)
+        theta[at_work[better]], cost[at_work[better]] = proposed[better], value[better]
+        damping[at_work] *= np.where(better, 0.2, 8.0)
+        at_work = at_work[~done]
+        if not len(at_work):
+            break
     return theta
 
 
-def _bootstrap(theta, residuals, x, delta, resamples, confidence, seed) -> dict[str, tuple[float, float]]:
-    """Intervals from refits to the fitted curve plus resampled residuals, widened for the unknowns already spent.
+def _products(jacobian: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """J' W J, [fits, 5, 5]."""
+    return np.swapaxes(jacobian * weights[..., None], 1, 2) @ jacobian
 
-    Sizes of runs are chosen, not drawn, so residuals are resampled and not points.
-    """
-    rng = np.random.default_rng(seed)
-    count = len(residuals)
-    spread = (residuals - residuals.mean()) * np.sqrt(count / (count - len(theta)))
-    fitted = _predict(theta[None], x)[0]
-    samples = []
-    for part in np.array_split(np.arange(resamples), max(1, resamples * count // 200_000)):
-        y = fitted + rng.choice(spread, (len(part), count))
-        samples.append(refine(np.repeat(theta[None], len(part), 0), x, y, delta, iterations=30))
-    values = np.concatenate(samples)
-    columns = {
-        "E": np.exp(values[:, 2]), "A": np.exp(values[:, 0]), "B": np.exp(values[:, 1]),
-        "alpha": values[:, 3], "beta": values[:, 4],
-        "N_opt_exponent": values[:, 4] / (values[:, 3] + values[:, 4]),
-        "D_opt_exponent": values[:, 3] / (values[:, 3] + values[:, 4]),
-    }  # fmt: skip
-    tail = (1 - confidence) / 2
-    return {name: tuple(np.quantile(column, [tail, 1 - tail]).tolist()) for name, column in columns.items()}
+
+def _refit(x: Coordinates, theta: np.ndarray, y: np.ndarray, delta: float) -> np.ndarray:
+    """E, A, B, alpha, beta of fits to each row of y, [fits, 5]."""
+    parts = np.array_split(y, -(-y.size // MANY))
+    return x.values(np.concatenate([refine(np.repeat(theta, len(part), 0), x, part, delta) for part in parts]))
+
+
+def _intervals(resampled: Resampled, confidence: float) -> dict[str, tuple[float, float]]:
+    """Of each parameter and both exponents."""
+    *_, alpha, beta = resampled.values.T
+    exponents = {"N_opt_exponent": beta / (alpha + beta), "D_opt_exponent": alpha / (alpha + beta)}
+    columns = {**dict(zip(NAMES, resampled.values.T, strict=True)), **exponents}
+    return {name: expanded_percentiles(column, confidence, resampled.freedom) for name, column in columns.items()}
 
 
 def fit_by_projection(points: Points) -> ParametricLaw:

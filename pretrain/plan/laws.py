@@ -13,6 +13,7 @@ import numpy as np
 from scipy import optimize
 
 from pretrain.core.errors import check
+from pretrain.plan.intervals import Resampled, expanded_percentiles
 
 FLOPS_PER_PARAMETER_TOKEN = 6  # forward 2, backward 4
 PETAFLOP_DAY = 1e15 * 86_400
@@ -49,7 +50,7 @@ class Optimum:
 
 @dataclasses.dataclass(frozen=True)
 class ParametricLaw:
-    """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token."""
+    """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token; `resampled` tells how sure a fitted one is."""
 
     E: float
     A: float
@@ -57,6 +58,7 @@ class ParametricLaw:
     alpha: float
     beta: float
     source: str = "this fit"
+    resampled: Resampled | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         for name in ("A", "B", "alpha", "beta"):
@@ -65,6 +67,13 @@ class ParametricLaw:
     def loss(self, params, tokens):
         """Predicted loss; numbers or arrays."""
         return self.E + self.A / np.power(params, self.alpha) + self.B / np.power(tokens, self.beta)
+
+    def loss_interval(self, params: float, tokens: float, confidence: float = 0.95) -> tuple[float, float] | None:
+        """Where the law's loss lies (a single run scatters about it); None for a law without bootstrap samples."""
+        if self.resampled is None:
+            return None
+        e, a, b, alpha, beta = self.resampled.values.T
+        return expanded_percentiles(e + a * params**-alpha + b * tokens**-beta, confidence, self.resampled.freedom)
 
     @property
     def params_exponent(self) -> float:

@@ -39,6 +39,7 @@ def measure(
         "held_out": _predictions(fit, held),
         "projection": _projection(points),
         "isoflop": valleys.to_json() if valleys else {"missing": why_not},
+        "resampled": fit.law.resampled and fit.law.resampled.to_json(),
     }
     if folder is not None:
         from pretrain.plan.plots import draw_all
@@ -61,11 +62,14 @@ def _projection(points: Points) -> dict[str, float]:
     return {**{name: getattr(law, name) for name in NAMES}, **exponents}
 
 
-def _predictions(fit: Fit, held: Points | None) -> list[dict[str, float]]:
+def _predictions(fit: Fit, held: Points | None) -> list[dict[str, Any]]:
     """Each held-out run's measured and predicted loss."""
     rows = []
     for params, tokens, loss in zip(*(dataclasses.astuple(held)[:3] if held else ((), (), ())), strict=True):
         predicted = float(fit.law.loss(params, tokens))
-        error = predicted / loss - 1
-        rows.append({"params": params, "tokens": tokens, "loss": loss, "predicted": predicted, "relative_error": error})
+        interval = fit.law.loss_interval(params, tokens)
+        rows.append({
+            "params": params, "tokens": tokens, "loss": loss, "predicted": predicted,
+            "interval": interval and list(interval), "relative_error": predicted / loss - 1,
+        })  # fmt: skip
     return rows

@@ -41,8 +41,8 @@ class Plan:
         optima: {law: how it would divide the budget}.
         chosen: the division to follow, from `law`.
         law: the name of the law that was chosen.
-        loss_interval: least and greatest loss that the published parametric laws predict for the chosen N and D; None
-            for a law of the user's own, whose data they never saw.
+        loss_interval: least and greatest loss that the published parametric laws predict for the chosen N and D; for a
+            law of the user's own, whose data they never saw, its 95 % interval, or None for one without.
         shape: a model of about the chosen size.
         batch_tokens, learning_rate: by DeepSeek's laws.
         serving: the cheapest model of equal quality over its life, when a demand was given.
@@ -122,7 +122,7 @@ def make_plan(
     shape = shape_for(chosen.params, _kind(compute, chosen.params), HEAD_DIM if chosen.params > 5e7 else 32)
     published = [each for each in LAWS.values() if isinstance(each, ParametricLaw)]
     predicted = [float(each.loss(chosen.params, chosen.tokens)) for each in published]
-    interval = None if own else (min(predicted), max(predicted))
+    interval = own.loss_interval(chosen.params, chosen.tokens) if own else (min(predicted), max(predicted))
     parametric_law = laws[law] if isinstance(laws[law], ParametricLaw) else LAWS[DEFAULT_LAW]
     repeated = RepeatedDataLaw().optimum(compute, unique_tokens) if unique_tokens else None
     return Plan(

@@ -12,6 +12,7 @@ from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.plan.fit import NAMES
 from pretrain.plan.flops import describe
+from pretrain.plan.intervals import Resampled
 from pretrain.plan.laws import LAWS, ParametricLaw
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -49,7 +50,9 @@ def read_law(path: str) -> ParametricLaw:
     check(Path(path).exists(), f"no such file: {path}")
     try:
         values = json.loads(Path(path).read_text())
-        return ParametricLaw(*(float(values[name]) for name in NAMES), source=path)
+        resampled = values.get("resampled")
+        resampled = Resampled.from_json(resampled) if resampled else None
+        return ParametricLaw(*(float(values[name]) for name in NAMES), path, resampled)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no fitted law; make one with `pretrain scaling fit --json`") from error
 
@@ -68,7 +71,8 @@ def plan_table(plan: Mapping[str, Any]) -> str:
                      _loss(row["loss"]), source])  # fmt: skip
     lines = [f"budget: {plan['flops']:.3g} FLOPs", "", table(rows), ""]
     interval = plan["loss_interval"]
-    between = f", {interval[0]:.3f} to {interval[1]:.3f} over the parametric laws" if interval else ""
+    whose = "with 95 % confidence in the law" if plan["law"] == "own" else "over the parametric laws"
+    between = f", {interval[0]:.3f} to {interval[1]:.3f} {whose}" if interval else ""
     lines.append(
         f"* {amount(plan['params'])} parameters on {amount(plan['tokens'])} tokens: loss {_loss(plan['loss'])}{between}"
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.core.errors import UserError
-from pretrain.plan.fit import NAMES, fit_by_projection, fit_law, held_out_error, huber, refine
+from pretrain.plan.fit import NAMES, Coordinates, fit_by_projection, fit_law, held_out_error, huber, refine
 from pretrain.plan.laws import ParametricLaw
 from pretrain.plan.points import Points, make_points, read_points
 from pretrain.plan.valleys import fit_valleys
@@ -72,21 +72,32 @@ def test_huber_is_quadratic_then_linear_and_smooth(residual, delta):
     assert edge[0] == pytest.approx(edge[1], rel=1e-6)
 
 
+def test_centred_coordinates_predict_what_the_law_says():
+    points = grid()
+    x = Coordinates.of(points)
+    theta = x.theta(np.array([[np.log(480.0), np.log(2000.0), np.log(1.8), 0.35, 0.36]]))
+    np.testing.assert_allclose(x.values(theta)[0], [1.8, 480.0, 2000.0, 0.35, 0.36], rtol=1e-12)
+    np.testing.assert_allclose(x.predict(theta)[0], np.log(LAW.loss(points.params, points.tokens)), rtol=1e-12)
+    step = 1e-6 * np.eye(5)
+    slopes = (x.predict(theta + step) - x.predict(theta - step)) / 2e-6
+    np.testing.assert_allclose(x.jacobian(theta)[1][0].T, slopes, atol=1e-8)
+
+
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
 def test_refining_never_makes_a_fit_worse(seed):
     rng = np.random.default_rng(seed)
     points = grid(noise=0.01, seed=seed)
-    x, y = (np.log(points.params), np.log(points.tokens)), np.log(points.loss)
-    starts = np.array([[6.0, 7.5, 0.6, 0.35, 0.36]]) + rng.normal(0, 0.2, (4, 5))
+    x, y = Coordinates.of(points), np.log(points.loss)
+    wild = rng.normal(0, [[0.02], [0.02], [0.2], [0.2]], (4, 5))
+    starts = x.theta(np.array([[6.0, 7.5, 0.6, 0.35, 0.36]]) + wild)
 
     def cost(theta):
-        a, b, e, alpha, beta = theta.T[:, :, None]
-        predicted = np.log(np.exp(a - alpha * x[0]) + np.exp(b - beta * x[1]) + np.exp(e))
-        return huber(y - predicted, 1e-3).sum(1)
+        return huber(y - x.predict(theta), 1e-3).sum(1)
 
-    refined = refine(starts, x, np.repeat(y[None], 4, 0), 1e-3, 20)
-    assert (cost(refined) <= cost(starts) + 1e-12).all()
+    refined = cost(refine(starts, x, y, 1e-3))
+    assert (refined <= cost(starts) + 1e-12).all()
+    assert refined[0] == pytest.approx(refined[1], rel=1e-6)  # near the best, starts come to one place
 
 
 def test_parabolas_find_the_valleys():
