@@ -87,7 +87,6 @@ class Experiment:
         self.workdir = Path(workdir)
         self.data = self.workdir if data is None else Path(data)
         self.objective = objective or Causal()
-        check_architecture(self.objective, TransformerConfig().architecture)
         self.training = Training()
         self.modules: tuple[str, ...] = ()  # imported first, here and in every worker process of the cache
         for config in CONFIGS:  # a wrong value shows now, not after an hour in the stage that needs it
@@ -180,7 +179,7 @@ class Experiment:
             self._data(),
             self.workdir,
             Checkpointing(),
-            count_flops(specification, training.sequence_length).training,
+            count_flops(specification, training.sequence_length, self._targets()).training,
             params,
         )
 
@@ -332,6 +331,11 @@ class Experiment:
                 data.bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
         return data
 
+    def _targets(self) -> int:
+        """Positions of a sequence that are predicted."""
+        spec = self.task.batch_spec(1, self.training.sequence_length)
+        return spec["targets"].shape[1] if "targets" in spec else self.training.sequence_length
+
     def _warn_of_ratio(self) -> None:
         training, stored = self.training, read_info(self.data / "cache")["sources"].values()
         tokens = training.steps * training.batch_size * training.sequence_length
@@ -343,6 +347,7 @@ class Experiment:
     def _check_sizes(self) -> None:
         """What training needs of batch, sequence, model and mesh together; asked before any stage has worked."""
         training, longest = self.training, TransformerConfig().max_length
+        check_architecture(self.objective, TransformerConfig().architecture)
         check(
             training.sequence_length <= longest,
             f"SEQUENCE_LENGTH ({training.sequence_length}) is longer than TransformerConfig.max_length ({longest})",

@@ -91,12 +91,12 @@ def _describe(values, bindings):
     from pretrain.plan import tables
 
     check(bool(values.gin_file), "--gin_file is missing, e.g. --gin_file=gin_configs/models/llama3_8b.gin")
-    importlib.import_module("pretrain.experiment")  # its parts are what gin files bind
+    experiment = importlib.import_module("pretrain.experiment")  # its parts are what gin files bind
     config.load(values.gin_file, bindings)
-    model = TransformerConfig()
+    model, needs = TransformerConfig(), experiment.Experiment("").objective.model_needs
     if model.vocab_size is None:
         model = model.with_vocab(TokenizerConfig().vocab_size)
-    result = tables.describe_model(model)
+    result = tables.describe_model(model, needs if model.architecture in needs.architectures else None)
     print(json.dumps(result) if values.json else tables.model_table(result))
 
 

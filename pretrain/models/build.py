@@ -38,7 +38,7 @@ class Replacer(nnx.Module):
         )  # fmt: skip
         self.discriminator = Transformer(config, rngs=rngs, heads=("replaced",))
         self.generator = Transformer(small, rngs=rngs, heads=("masked",))
-        for name in ("embedding", "position_embedding", "type_embedding"):
+        for name in ("embedding", "position_embedding", "type_embedding", "embedding_norm"):
             setattr(self.generator, name, getattr(self.discriminator, name))
 
 

@@ -202,12 +202,12 @@ class TransformerConfig:
             f"TransformerConfig: num_heads ({self.num_heads}) must be a multiple of kv_heads ({self.kv_heads})",
         )
         check(
-            self.head_dim is not None or self.embed_dim % self.num_heads == 0,
+            self.head_dim is not None or self.embed_dim % self.num_heads == 0 or self.architecture == "embeddings",
             f"TransformerConfig: embed_dim ({self.embed_dim}) must be a multiple of num_heads ({self.num_heads}), "
             "or head_dim must be set",
         )
         check(
-            self.positions != "rotary" or self.query_dim % 2 == 0,
+            self.positions != "rotary" or self.query_dim % 2 == 0 or self.architecture == "embeddings",
             "TransformerConfig: rotary positions need an even head_dim",
         )
         check(

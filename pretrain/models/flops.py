@@ -1,17 +1,18 @@
 """FLOPs of a Transformer by part, from its configuration alone.
 
 Two FLOPs a multiply-add, backward twice forward; softmax, norms and activations are left out (PaLM, appendix B). Causal
-attention looks at half of the length on average, as MaxText counts.
+attention looks at half of the length on average, as MaxText counts. Of experts, the active ones count.
 """
 
 import dataclasses
 
+from pretrain.core.errors import check
 from pretrain.models.config import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Forward FLOPs of one token.
+    """Forward FLOPs of one token of the input.
 
     Attributes:
         attention_projections, attention_scores, mlp, head: matrix products of these parts.
@@ -38,12 +39,41 @@ class Flops:
         return 3 * (self.forward - self.attention_scores)
 
 
-def count_flops(config: TransformerConfig, length: int) -> Flops:
-    """FLOPs of a token in causal training at a sequence length."""
-    q, kv = config.num_heads * config.query_dim, config.num_kv_heads * config.query_dim
-    return Flops(
-        attention_projections=config.num_layers * 2 * config.embed_dim * (2 * q + 2 * kv),
-        attention_scores=config.num_layers * 2 * (2 * q * length // 2),
-        mlp=config.num_layers * 2 * (3 if config.is_gated else 2) * config.embed_dim * config.mlp_dim,
-        head=2 * config.embed_dim * config.vocab_size,
-    )
+def count_flops(config: TransformerConfig, length: int, targets: int | None = None) -> Flops:
+    """FLOPs of a token in training at a sequence length.
+
+    Args:
+        config: the model.
+        length: tokens of an input sequence.
+        targets: positions that are predicted in it, or the decoder's length in an encoder-decoder; None for `length`.
+    """
+    c, targets = config, targets or length
+    check(length >= 1, f"the sequence length must be at least 1, got {length}")
+    q, kv = c.num_heads * c.query_dim, c.num_kv_heads * c.query_dim
+    project = lambda queries, keys: 4 * c.embed_dim * (q * queries + kv * keys)  # noqa: E731
+    # Sums over a sequence; a score and its use are 2 q multiply-adds a pair of query and key.
+    if c.architecture == "embeddings":
+        return Flops(0, 0, 0, 2 * c.embed_dim)
+    if c.architecture == "encoder_decoder":
+        encoder = c.encoder_layers or c.num_layers
+        projections = encoder * project(length, length)
+        projections += c.num_layers * (project(targets, targets) + project(targets, length))
+        scores = 4 * q * (encoder * length**2 + c.num_layers * (targets**2 // 2 + targets * length))
+        mlp = _mlp(c, encoder) * length + _mlp(c, c.num_layers) * targets
+    else:
+        projections = c.num_layers * project(length, length)
+        scores = 4 * q * c.num_layers * length**2 // (2 if c.architecture == "decoder" else 1)
+        mlp = _mlp(c, c.num_layers) * length
+    head = 2 * c.embed_dim * c.vocab_size * targets
+    return Flops(*(part // length for part in (projections, scores, mlp, head)))
+
+
+def _mlp(c: TransformerConfig, layers: int) -> int:
+    """Of the MLPs, or of the experts that a token goes through, in all layers."""
+    matrices = 3 if c.is_gated else 2
+    if c.experts is None:
+        return layers * 2 * matrices * c.embed_dim * c.mlp_dim
+    e = c.experts
+    routed = (e.top_k + e.shared) * (e.mlp_dim or c.mlp_dim) * matrices + e.num_experts
+    dense = e.dense_layers * matrices * c.mlp_dim
+    return 2 * c.embed_dim * ((layers - e.dense_layers) * routed + dense)

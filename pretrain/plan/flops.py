@@ -1,13 +1,8 @@
-"""Memory of training by part, and a model's sizes and FLOPs together, from its configuration alone.
-
-6 N D stands beside the FLOPs that are counted, because laws are fitted in it.
-"""
+"""Memory of training by part, from a model's configuration alone."""
 
 import dataclasses
 
 from pretrain.models.config import TransformerConfig
-from pretrain.models.flops import count_flops
-from pretrain.plan.laws import FLOPS_PER_PARAMETER_TOKEN
 from pretrain.plan.shapes import count_parameters
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -55,17 +50,3 @@ def count_memory(config: TransformerConfig, tokens: int, length: int, *, compute
     }[c.remat]
     activations = tokens * (c.num_layers * per_layer * compute_bytes + 2 * 4 * c.vocab_size)
     return Memory(size, size, ADAM_MOMENTS * 4 * counts.total, activations)
-
-
-def describe(config: TransformerConfig, length: int) -> dict:
-    """Parameters and FLOPs as plain values, for `pretrain describe`."""
-    counts = count_parameters(config)
-    flops = count_flops(config, length)
-    return {
-        "parameters": {"total": counts.total, "active": counts.total, **dataclasses.asdict(counts)},
-        "flops_per_token": {
-            **dataclasses.asdict(flops),
-            "forward": flops.forward, "training": flops.training, "6N": FLOPS_PER_PARAMETER_TOKEN * counts.total,
-        },
-        "length": length,
-    }  # fmt: skip

@@ -1,9 +1,15 @@
-"""Sizes of a model from its shape, and a shape for a wanted size. No arrays are made; works for any size."""
+"""Sizes of a model from its shape, and a shape for a wanted size. No arrays are made; works for any size.
+
+`count_parts` knows every model, by the names of its arrays; `count_parameters` plain decoders, from the configuration.
+"""
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from pretrain.core.errors import check
+from pretrain.core.trees import named_leaves
 from pretrain.models.config import TransformerConfig
 
 DEPTH_AT_768, DEPTH_EXPONENT = 12, 0.76  # runs through 12 x 768 … 80 x 8,192, 96 x 12,288 and 126 x 16,384
@@ -29,10 +35,38 @@ class Parameters:
         return self.embedding + self.attention + self.mlp + self.norms
 
 
+TABLES = {"embedding", "position_embedding", "type_embedding", "unembedding", "words", "contexts"}
+
+
+def count_parts(shapes: Mapping[str, Any], config: TransformerConfig) -> dict[str, int]:
+    """Parameters of any model by part, `total`, and `active`: without the experts that a token does not go through.
+
+    Args:
+        shapes: the model's tree of shapes.
+        config: its configuration.
+    """
+    counts = dict.fromkeys(("total", "active", "embedding", "attention", "mlp", "norms", "heads"), 0)
+    idle = 1 - config.experts.top_k / config.experts.num_experts if config.experts else 0
+    for name, leaf in named_leaves(shapes).items():
+        *folders, last = name.split("/")
+        if any(folder.endswith("norm") for folder in folders):
+            part = "norms"
+        elif last in TABLES:
+            part = "embedding"
+        else:
+            part = next((part for part in ("attention", "cross", "mlp") if part in folders), "heads")
+        routed = part == "mlp" and last in ("up", "gate", "down")  # arrays of all experts; a plain MLP's are kernels
+        counts["attention" if part == "cross" else part] += leaf.size
+        counts["total"] += leaf.size
+        counts["active"] += leaf.size - round(idle * leaf.size) * routed
+    return counts
+
+
 def count_parameters(config: TransformerConfig) -> Parameters:
     """Parameters by part, from the configuration alone; equal to what the model allocates."""
     c, embed = config, config.embed_dim
     check(c.vocab_size is not None, "TransformerConfig.vocab_size is not set")
+    check(c.architecture == "decoder" and c.experts is None, "plans are made for decoders without experts")
     bias = int(c.use_bias)
     q, kv = c.num_heads * c.query_dim, c.num_kv_heads * c.query_dim
     attention = 2 * embed * q + 2 * embed * kv + bias * (q + 2 * kv + embed)

@@ -1,19 +1,22 @@
 """Plans, fits and models as a person reads them, and a fitted law read back from its file."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from pretrain.core.errors import UserError, check
+from pretrain.core.objective import ModelNeeds
 from pretrain.core.storage import Path
 from pretrain.core.trees import named_leaves
 from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
+from pretrain.models.flops import count_flops
 from pretrain.plan.fit import NAMES
-from pretrain.plan.flops import describe
 from pretrain.plan.intervals import Resampled
-from pretrain.plan.laws import LAWS, ParametricLaw
+from pretrain.plan.laws import FLOPS_PER_PARAMETER_TOKEN, LAWS, ParametricLaw
+from pretrain.plan.shapes import count_parts
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -129,15 +132,20 @@ def fit_table(fit: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe_model(config: TransformerConfig) -> dict[str, Any]:
-    """Parameters, FLOPs, and every array's shape and logical axes, from shapes alone."""
-    model = build_model(config)
+def describe_model(config: TransformerConfig, needs: ModelNeeds | None = None) -> dict[str, Any]:
+    """Parameters, FLOPs, and every array's shape and logical axes, from shapes alone; `needs`: of an objective."""
+    model = build_model(config, needs) if needs else build_model(config)
     axes = named_leaves(model.logical_axes(), is_leaf=lambda node: isinstance(node, tuple))
     arrays = {
         name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "axes": list(axes[name]), "size": leaf.size}
         for name, leaf in named_leaves(model.shapes).items()
     }
-    return {**describe(config, config.max_length), "arrays": arrays}
+    counts, flops = count_parts(model.shapes, config), count_flops(config, config.max_length)
+    work = {"forward": flops.forward, "training": flops.training, "6N": FLOPS_PER_PARAMETER_TOKEN * counts["active"]}
+    return {
+        "parameters": counts, "flops_per_token": {**dataclasses.asdict(flops), **work}, "length": config.max_length,
+        "arrays": arrays,
+    }  # fmt: skip
 
 
 def model_table(model: Mapping[str, Any]) -> str:
@@ -147,12 +155,15 @@ def model_table(model: Mapping[str, Any]) -> str:
         rows.append([name, " x ".join(map(str, array["shape"])), ", ".join(str(axis or "-") for axis in array["axes"]),
                      f"{array['size']:,}"])  # fmt: skip
     counts, flops = model["parameters"], model["flops_per_token"]
-    parts = ", ".join(f"{name} {counts[name]:,}" for name in ("embedding", "attention", "mlp", "norms"))
+    parts = ", ".join(
+        f"{name} {counts[name]:,}" for name in ("embedding", "attention", "mlp", "norms", "heads") if counts[name]
+    )
     work = ", ".join(f"{name.replace('_', ' ')} {amount(flops[name])}"
                      for name in ("attention_projections", "attention_scores", "mlp", "head"))  # fmt: skip
     return "\n".join([
         table(rows), "",
-        f"parameters: {counts['total']:,} ({parts})",
+        f"parameters: {counts['total']:,} ({parts})"
+        + (f", {counts['active']:,} active" if counts["active"] < counts["total"] else ""),
         f"FLOPs a token at length {model['length']:,}: training {amount(flops['training'])} "
         f"(6 N: {amount(flops['6N'])}); forward: {work}",
     ])  # fmt: skip
