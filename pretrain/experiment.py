@@ -289,9 +289,9 @@ class Experiment:
     @functools.cached_property
     def task(self) -> Objective:
         """The objective with the tokenizer's ids."""
-        tokenizer = self.tokenizer
-        ids = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
-        return self.objective.bind(Vocabulary(tokenizer.vocab_size, *ids, tokenizer.num_extra_ids))
+        t = self.tokenizer
+        ids = t.pad_id, t.bos_id, t.eos_id
+        return self.objective.bind(Vocabulary(t.vocab_size, *ids, t.num_extra_ids, t.starts_word))
 
     @functools.cached_property
     def model(self) -> FunctionalModel:
