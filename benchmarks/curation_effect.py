@@ -1,198 +1,268 @@
-"""What curation does to a model: the quickstart model trained on raw and on curated text of the same size.
+"""What curation does to a model: the quickstart model trained on raw and on curated text of the same number of bytes.
 
-    python benchmarks/curation_effect.py OUTPUT [--megabytes=2] [--pool_megabytes=24] [--seeds=3] [--steps=120]
+    python benchmarks/curation_effect.py MATERIAL OUTPUT [--megabytes=1.4] [--pool_megabytes=50] [--seeds=3]
 
-Raw text is what lies on this machine, as a crawl would find it: documentation (docstrings, manuals, READMEs) of which
-each has its near copies, and around it markup, tables, logs, minified scripts, licences and change logs, by fixed
-shares. Curated text is what data_recipes/web_text.gin leaves of the same pool, with limits for technical prose (below).
-Both models read the same number of bytes, with tokenizers of their own, and both are asked for bits per byte of the
-same held-out documentation, from packages that the pool has nothing of. What is held out is chosen by where it comes
-from, not by any rule of the recipe. Prints a line a run; about 3 minutes each on 2 cores.
+**Raw** text is a pool in the proportions of a crawl. RefinedWeb (Penedo et al. 2023) kept 11.67 % of Common Crawl's
+documents: about half of it is in other languages, half of the rest is no good text, half of what then is left are
+copies. So `SHARES` gives 12 % of the bytes to English running text, 12 % to copies of it with a few words changed or
+other line breaks, 50 % to other languages, and the rest to mails of spammers, licences, change logs, markup, scripts,
+tables, lists and logs. All but the copies is found text, labelled by where it stands: Debian packages and a corpus of
+mails in MATERIAL (downloaded once, see judgement_material.py), and what is installed on this machine.
+
+**Raw English** is the same pool without other languages: what is left to win for one who has identified them.
+
+**Curated** is what data_recipes/web_text.gin, as it is shipped, leaves of the whole pool.
+
+Each model has its arm's own tokenizer and reads its arm's bytes once, in as many steps as that takes: text that its
+tokenizer cuts smaller gets more steps. All are asked for bits per byte of the same **held-out** text, from three
+sources that the pool has nothing of: the Jargon File, the Debian Reference and the Devil's Dictionary. They are chosen
+by name, and not curated: the recipe would take two of three bytes of them for no prose. Prints a line a run.
 """
 
 import argparse
-import ast
+import dataclasses
 import gzip
-import hashlib
 import json
 import random
 import shutil
 import sysconfig
-import warnings
-from collections.abc import Iterator
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import judgement_material as material
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.core import config as gin_config
+from pretrain.core import storage
 from pretrain.curate.documents import DOCUMENTS
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.experiment import Experiment
 
-SITE = Path(sysconfig.get_paths()["purelib"])
-# (kind, share of the pool's bytes, folders, file names); documentation first.
-DOCSTRINGS = "docstrings"
-KINDS = (
-    (DOCSTRINGS, 0.25, (SITE, Path(sysconfig.get_paths()["stdlib"])), ("*.py",)),
-    ("manuals", 0.15, (Path("/usr/share"), SITE), ("*.pod", "*.rst", "*.md", "*.rst.txt", "*.md.txt", "METADATA")),
-    ("markup", 0.20, (Path("/usr/share"), SITE), ("*.html", "*.svg", "*.xml", "*.[1-8].gz")),
-    ("tables", 0.10, (SITE, Path("/usr/share")), ("*.csv", "*.json", "*.dat")),
-    ("scripts", 0.10, (SITE, Path("/usr/share")), ("*.js", "*.css", "*.map")),
-    ("notices", 0.10, (Path("/usr/share/doc"),), ("copyright", "changelog*.gz")),
-    ("logs", 0.05, (Path("/var/log"), Path("/var/lib/dpkg")), ("*.log", "*.list", "*.md5sums", "status")),
-)
-DOCUMENTATION = {DOCSTRINGS, "manuals"}
-NEAR_COPIES = 0.05  # the rest of the pool: documentation again, with some of its words changed
-CHANGED_WORDS = 0.03
-SHARED = ("doc", "perl", "perl5")  # folders with one folder a package
-MIN_BYTES, MAX_BYTES = 300, 60_000
-HELD_OUT = 12  # one package in so many
-# Technical prose has more signs, shorter lines and more repetition than the web pages whose limits are the defaults.
-BINDINGS = (
-    "GopherQuality.min_alphabetic_words = 0.65",
-    "FineWebQuality.max_repeated_line_characters = 0.1",
-    "FineWebQuality.max_short_lines = 0.8",
-    "FineWebQuality.max_line_feeds_per_word = 0.5",
-    "C4.curly_brackets = False",
-    "C4.min_sentences = 3",
-    "Language.threshold = 0.5",
-)
+SITE, SYSTEM = Path(sysconfig.get_paths()["purelib"]), Path("/usr/share")
+HANDBOOK = "usr/share/doc/debian-handbook/html"
+PROSE, COPIES, LANGUAGES = "prose", "copies", "languages"
+TRANSLATED = ("ca-ES", "de-DE", "es-ES", "fr-FR", "id-ID", "it-IT", "nb-NO", "pt-BR")  # others are half in English
+SHARES = {  # of the pool's bytes
+    PROSE: 0.12,
+    COPIES: 0.12,
+    LANGUAGES: 0.50,
+    "spam": 0.05,
+    "notices": 0.06,
+    "markup": 0.05,
+    "scripts": 0.03,
+    "tables": 0.04,
+    "logs": 0.03,
+}
+INSTALLED = {  # kind: folders, file names
+    "markup": ((SYSTEM, SITE), ("*.html", "*.svg", "*.xml", "*.[1-8].gz")),
+    "scripts": ((SITE, SYSTEM), ("*.js", "*.css", "*.map")),
+    "tables": ((SITE, SYSTEM), ("*.csv", "*.json", "*.dat")),
+    "logs": ((Path("/var/log"), Path("/var/lib/dpkg")), ("*.log", "*.list", "*.md5sums", "status")),
+}
+CHANGED_WORDS = 0.01  # of a near copy
+MIN_CHARACTERS, MAX_CHARACTERS = 300, 10_000
+ARMS = ("raw", "raw English", "curated")
+
+Texts = Iterable[str]
+Pool = list[tuple[str, str]]  # (kind, text)
+
+
+def texts_of(kind: str, root: Path) -> Iterator[str]:
+    """All texts of a kind, as a crawl would show them."""
+    if kind == PROSE:
+        yield from pages(sorted((root / HANDBOOK / "en-US").glob("*.html")))
+        yield from manuals(root, "man*")
+        for group in ("easy-ham-1", "easy-ham-2"):
+            yield from (mail.text for mail in material.mail_texts(root, group))
+    elif kind == LANGUAGES:
+        for code in TRANSLATED:
+            yield from pages(sorted((root / HANDBOOK / code).glob("*.html")))
+        for code in material.TRANSLATIONS:
+            yield from manuals(root, code)
+    elif kind == "spam":
+        for group in ("spam-1", "spam-2"):
+            yield from (mail.text for mail in material.mail_texts(root, group))
+    elif kind == "notices":
+        for name in ("copyright", "changelog"):
+            yield from (document.text for document in material.package_files(name))
+    else:
+        folders, names = INSTALLED[kind]
+        yield from files({path for folder in folders for name in names for path in folder.rglob(name)})
+
+
+def pages(paths: list[Path]) -> Iterator[str]:
+    """HTML without tags, menus and all."""
+    return (material.strip_tags(path.read_text("utf-8", "replace")) for path in paths)
+
+
+def manuals(root: Path, folder: str) -> Iterator[str]:
+    """The running text of man pages."""
+    found = [path for part in sorted((root / "usr/share/man").glob(folder)) for path in sorted(part.rglob("*.gz"))]
+    return ("\n\n".join(material.paragraphs(path)) for path in found if path.is_file() and not path.is_symlink())
+
+
+def files(paths: set[Path]) -> Iterator[str]:
+    """Files that are UTF-8 text, in an order that mixes them, as they are."""
+    for path in sorted(paths, key=order):
+        try:
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            text = content.decode("utf-8")
+        except (OSError, EOFError, UnicodeDecodeError):
+            continue  # no text, no part of this
+        if "\0" not in text:
+            yield text
 
 
 def order(key: object) -> int:
     """A fixed number for anything, to choose and shuffle by."""
-    return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "little")
+    return material.digest(str(key))
 
 
-def texts_of(kind: str, path: Path) -> list[str]:
-    """The texts of a file: a module's docstrings as one, anything else as it is."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = content.decode("utf-8")
-    if kind == DOCSTRINGS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            nodes = ast.walk(ast.parse(text))
-        holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        text = "\n\n".join(filter(None, (ast.get_docstring(node) for node in nodes if isinstance(node, holders))))
-    return [text[:MAX_BYTES]] if len(text) >= MIN_BYTES and "\0" not in text else []
-
-
-def collect(kind: str, folders: tuple[Path, ...], names: tuple[str, ...], size: float) -> Iterator[tuple[str, str]]:
-    """(package, text) of files of a kind in the order of a hash of their paths, about `size` bytes of them."""
-    found = {path: folder for folder in folders for name in names for path in folder.rglob(name)}
-    for path in sorted(found, key=order):
+def limited(texts: Texts, size: float) -> list[str]:
+    """Texts of a fitting length, long ones cut, until there are `size` bytes."""
+    taken = []
+    for text in texts:
         if size <= 0:
-            return
-        parts = path.relative_to(found[path]).parts
-        package = parts[parts[0] in SHARED].split("-")[0].removesuffix(".py").lower()
-        try:
-            texts = texts_of(kind, path) if path.is_file() else []
-        except (OSError, EOFError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError):
-            continue
-        for text in texts:
-            size -= len(text.encode())
-            yield package, text
+            break
+        if len(text) >= MIN_CHARACTERS:
+            taken.append(text[:MAX_CHARACTERS])
+            size -= len(taken[-1].encode())
+    return taken
 
 
-def near_copy(text: str, seed: int) -> str:
-    """The text with some of its words put elsewhere."""
-    words, draw = text.split(" "), random.Random(seed)
+def copy_of(text: str) -> str:
+    """The text with some of its words put elsewhere, or with other line breaks."""
+    draw = random.Random(order(text))
+    if draw.random() < 0.5:
+        return "\n\n".join(textwrap.fill(part, draw.randint(60, 100)) for part in text.split("\n\n"))
+    words = text.split(" ")
     for place in draw.sample(range(len(words)), max(1, int(len(words) * CHANGED_WORDS))):
         words[place] = draw.choice(words)
     return " ".join(words)
 
 
-def write_pool(folder: Path, size: float) -> tuple[list[str], list[str]]:
-    """Writes the pool as one JSONL file a kind; returns its texts in mixed order, and the held-out ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pool, held_out = [], []
-    for kind, share, folders, names in KINDS:
-        kept = []
-        for package, text in collect(kind, folders, names, size * share):
-            is_held_out = kind in DOCUMENTATION and order(package) % HELD_OUT == 0
-            (held_out if is_held_out else kept).append(text)
-        if kind in DOCUMENTATION:
-            room = size * NEAR_COPIES / len(DOCUMENTATION)
-            for text in sorted(kept, key=lambda text: order(text[::-1])):
-                room -= len(text.encode())
-                if room > 0:
-                    kept.append(near_copy(text, order(text)))
-        lines = [json.dumps({"id": f"{kind}-{number}", "text": text}) + "\n" for number, text in enumerate(kept)]
-        (folder / f"{kind}.jsonl").write_text("".join(lines), encoding="utf-8")
-        pool += kept
-    return sorted(pool, key=order), sorted(held_out, key=order)
+def make_pool(root: Path, size: float) -> Pool:
+    """The pool in mixed order."""
+    taken: dict[str, list[str]] = {}
+    for kind, share in SHARES.items():
+        if kind == COPIES:
+            found: Texts = map(copy_of, taken[PROSE])
+        else:
+            found = texts_of(kind, root) if kind in INSTALLED else sorted(set(texts_of(kind, root)), key=order)
+        taken[kind] = limited(found, size * share)
+    return sorted(((kind, text) for kind, texts in taken.items() for text in texts), key=lambda pair: order(pair[1]))
 
 
-def curated(folder: Path, output: Path) -> list[str]:
+def held_out_texts(root: Path, size: float) -> list[str]:
+    """About `size` bytes of the three sources, a third of them each, or all there is."""
+    reference = [page.text for page in material.book_pages(root) if ".en.html" in page.source]
+    sources = [reference, *([a.text for a in material.articles(root, name)] for name in ("jargon", "devil"))]
+    return [text for texts in sources for text in limited(sorted(texts, key=order), size / len(sources))]
+
+
+def curated(pool: Pool, folder: Path) -> Pool:
     """What the recipe leaves of the pool, in mixed order; prints what became of each kind."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "pool").mkdir(parents=True)
+    for kind in SHARES:
+        rows = [{"id": f"{kind}-{number}", "text": text} for number, (own, text) in enumerate(pool) if own == kind]
+        (folder / "pool" / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = Path(__file__).parents[1] / "data_recipes" / "web_text.gin"
-    inputs = {path.stem: str(path) for path in sorted(folder.glob("*.jsonl"))}
-    gin_config.load([str(recipe)], [f"INPUT = {inputs!r}", "VALIDATION_FRACTION = 0.0", *BINDINGS])
-    for source, counts in curate(Recipe(), output)["sources"].items():
+    inputs = {kind: str(folder / "pool" / f"{kind}.jsonl") for kind in SHARES}
+    gin_config.load([str(recipe)], [f"INPUT = {inputs!r}", "VALIDATION_FRACTION = 0.0"])
+    sheet = curate(Recipe(), folder / "curated")
+    for kind, counts in sheet["sources"].items():
         read, kept = counts["read"]["bytes"] / 1e6, counts["kept"]["bytes"] / 1e6
-        print(f"{source:12} {read:6.2f} MB read, {kept:6.2f} MB kept", flush=True)
-    texts = [text for file in (output / "documents").iterdir() for text in pq.read_table(file)["text"].to_pylist()]
-    return sorted(texts, key=order)
+        print(f"{kind:10} {read:6.2f} MB read, {kept:6.2f} MB kept", flush=True)
+    kept = pa.concat_tables(pq.read_table(file) for file in (folder / "curated" / "documents").iterdir())
+    pairs = zip(kept["source"].to_pylist(), kept["text"].to_pylist(), strict=True)
+    return sorted(pairs, key=lambda pair: order(pair[1]))
 
 
-def first_bytes(texts: list[str], size: float) -> list[str]:
-    """Texts from the start, whole, until there are `size` bytes."""
-    ends = np.cumsum([len(text.encode()) for text in texts])
-    return texts[: int(np.searchsorted(ends, size)) + 1]
+def first_bytes(pool: Pool, size: float) -> Pool:
+    """Texts from the start until there are `size` bytes; the last is cut."""
+    taken, left = [], int(size)
+    for kind, text in pool:
+        if left <= 0:
+            break
+        taken.append((kind, text.encode()[:left].decode("utf-8", "ignore")))
+        left -= len(text.encode())
+    return taken
 
 
-def write_corpus(folder: Path, train: list[str], validation: list[str]) -> None:
+def shares(arm: Pool) -> str:
+    """What an arm's bytes are, by kind."""
+    sizes = Counter()
+    for kind, text in arm:
+        sizes[kind] += len(text.encode())
+    return ", ".join(f"{kind} {size / sizes.total():.1%}" for kind, size in sizes.most_common())
+
+
+def write_corpus(folder: Path, train: Texts, validation: Texts) -> None:
     """Texts as a curated corpus with the split as given."""
-    rows = [(f"{split}-{number}", split, text) for split, texts in (("train", train), ("validation", validation))
-            for number, text in enumerate(texts)]  # fmt: skip
-    columns = [[row[0] for row in rows], ["corpus"] * len(rows), [row[1] for row in rows], [row[2] for row in rows],
-               [""] * len(rows), ["{}"] * len(rows)]  # fmt: skip
+    splits = (("train", train), ("validation", validation))
+    rows = [
+        (f"{split}-{number}", "corpus", split, text, "", "{}")
+        for split, texts in splits
+        for number, text in enumerate(texts)
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), DOCUMENTS, strict=True)]
     (folder / "documents").mkdir(parents=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, DOCUMENTS, strict=True)]
     pq.write_table(pa.table(arrays, schema=DOCUMENTS), folder / "documents" / "00000-of-00001.parquet")
-    fingerprint = hashlib.blake2b("".join(row[2] for row in rows).encode(), digest_size=16).hexdigest()
+    fingerprint = storage.fingerprint([row[3] for row in rows])
     (folder / "complete.json").write_text(json.dumps({"fingerprint": fingerprint}))
 
 
-def bits_per_byte(workdir: Path, train: list[str], held_out: list[str], seed: int, steps: int) -> float:
-    """Trains the quickstart model and scores the held-out texts."""
+def train_and_score(workdir: Path, train: Texts, held_out: Texts, seed: int, max_steps: int) -> dict[str, float]:
+    """Trains the quickstart model on one epoch; returns "bits_per_byte" of the held-out texts, "step" and "tokens"."""
     run = Path(__file__).parents[1] / "gin_configs" / "runs" / "quickstart.gin"
-    bindings = [f"SEED = {seed}", f"TRAIN_STEPS = {steps}", f"EVAL_EVERY = {steps}", f"CHECKPOINT_EVERY = {steps}"]
     shutil.rmtree(workdir, ignore_errors=True)
     write_corpus(workdir / "corpus", train, held_out)
+    bindings = [f"SEED = {seed}", "EVAL_EVERY = 0", "CHECKPOINT_EVERY = 1000000"]
     experiment = Experiment.from_gin([str(run)], bindings, workdir=str(workdir))
-    experiment.cache()
+    tokens = experiment.cache()["sources"]["corpus"]["train"]["tokens"]
+    training = experiment.training
+    steps = tokens // (training.batch_size * training.sequence_length)
+    experiment.training = dataclasses.replace(training, steps=min(steps, max_steps or steps))
     experiment.train()
-    return experiment.evaluate()["bits_per_byte"]
+    return {"tokens": tokens} | experiment.evaluate()
 
 
 def main() -> None:
-    """Makes both texts, trains on each with every seed and prints the results."""
+    """Makes the arms, trains on each with every seed and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("material", type=Path, help="where downloaded packages are kept")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--megabytes", type=float, default=2.0, help="of text that each model is given")
-    parser.add_argument("--pool_megabytes", type=float, default=24.0)
-    parser.add_argument("--held_out_megabytes", type=float, default=0.15)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--megabytes", type=float, default=1.4, help="of text that each model is given")
+    parser.add_argument("--pool_megabytes", type=float, default=50.0)
+    parser.add_argument("--held_out_megabytes", type=float, default=0.21)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--max_steps", type=int, default=0, help="0: one epoch")
     flags = parser.parse_args()
-    shutil.rmtree(flags.output / "curated", ignore_errors=True)
-    pool, held_out = write_pool(flags.output / "pool", flags.pool_megabytes * 1e6)
-    clean = curated(flags.output / "pool", flags.output / "curated")
-    size = min(flags.megabytes * 1e6, sum(len(text.encode()) for text in clean))
-    held_out = first_bytes(held_out, flags.held_out_megabytes * 1e6)
-    arms = {"raw": first_bytes(pool, size), "curated": first_bytes(clean, size)}
+    root = material.download(flags.material)
+    pool, held_out = make_pool(root, flags.pool_megabytes * 1e6), held_out_texts(root, flags.held_out_megabytes * 1e6)
+    clean = curated(pool, flags.output)
+    pools = dict(zip(ARMS, (pool, [pair for pair in pool if pair[0] != LANGUAGES], clean), strict=True))
+    size = min(flags.megabytes * 1e6, sum(len(text.encode()) for _, text in clean))
+    arms = {arm: first_bytes(pools[arm], size) for arm in flags.arms}
+    for arm, pairs in arms.items():
+        print(f"{arm}: {sum(len(text.encode()) for _, text in pairs) / 1e6:.2f} MB: {shares(pairs)}", flush=True)
     results: dict[str, list[float]] = {arm: [] for arm in arms}
-    for seed in range(flags.seeds):
-        for arm, texts in arms.items():
-            results[arm].append(bits_per_byte(flags.output / f"{arm}-{seed}", texts, held_out, seed, flags.steps))
-            print(f"seed {seed}, {arm:7}: {results[arm][-1]:.4f} bits per byte", flush=True)
+    for seed in flags.seeds:
+        for arm, pairs in arms.items():
+            workdir = flags.output / f"{arm.replace(' ', '_')}-{seed}"
+            found = train_and_score(workdir, [text for _, text in pairs], held_out, seed, flags.max_steps)
+            results[arm].append(found["bits_per_byte"])
+            numbers = f"{found['step']} steps, {found['tokens']:,} tokens, {found['bits_per_byte']:.4f} bits per byte"
+            print(f"seed {seed}, {arm}: {numbers}", flush=True)
     for arm, values in results.items():
-        size = sum(len(text.encode()) for text in arms[arm])
-        print(f"{arm:7} {size / 1e6:.2f} MB: {np.mean(values):.4f} (from {min(values):.4f} to {max(values):.4f})")
-    print(f"curated less raw, by seed: {[round(c - r, 4) for c, r in zip(*reversed(results.values()), strict=True)]}")
+        less = [round(ours - theirs, 4) for ours, theirs in zip(results.get("curated", values), values, strict=True)]
+        print(f"{arm}: {np.mean(values):.4f} (from {min(values):.4f} to {max(values):.4f}); curated less it: {less}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@
 `pages` needs unpacked sources, which hold real pages and their main text: the sdist of newspaper4k (`pip download
 --no-deps --no-binary :all: newspaper4k`) and a checkout of mozilla/readability. `licences` reads the machine-readable
 copyright files of installed Debian packages. `files` takes folders with unpacked packages (site-packages, npm and
-Debian source packages). Prints JSON: the measure, its baseline's and the number of cases. Nothing is written.
+Debian source packages). Prints JSON: the measure, its baseline's and the number of cases, and ends with exit code 1
+where one is below its floor or its baseline. Nothing is written.
 """
 
 import argparse
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -315,7 +317,29 @@ def copies(files: list[tuple[str, str, str, str]]) -> Iterator[tuple[str, bool]]
     yield from ((path, False) for path in sorted(originals))
 
 
-def main() -> None:
+# What a change may not fall below.
+EXTRACTION_GAIN = 0.15  # over the tag stripper
+LICENCE_FLOORS = {"accuracy": 0.85, "family_accuracy": 0.93}
+PERMISSIVE_FLOOR = 0.95
+FILE_FLOORS = {"generated": 0.93, "minified": 0.95, "vendored": 0.95}
+
+
+def misses(command: str, result: dict) -> list[str]:
+    """What is below its floor, in words."""
+    if command == "pages":
+        judged = [("main text", result["all"]["f1"], result["all"]["tag_stripper"] + EXTRACTION_GAIN)]
+    elif command == "licences":
+        judged = [(name, result[name], floor) for name, floor in LICENCE_FLOORS.items()]
+        judged.append(("family against first name", result["family_accuracy"], result["family_by_first_name"]))
+        judged.append(("permissive", result["permissive"]["precision"], PERMISSIVE_FLOOR))
+    else:
+        judged = [(name, result[name]["rule"]["f1"], floor) for name, floor in FILE_FLOORS.items()]
+        judged += [(f"{name} against baseline", result[name]["rule"]["f1"], result[name]["baseline"]["f1"])
+                   for name in FILE_FLOORS]  # fmt: skip
+    return [f"{name}: {value:.3f} is below {floor:.3f}" for name, value, floor in judged if value < floor]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     pages = commands.add_parser("pages")
@@ -336,8 +360,10 @@ def main() -> None:
         result = measure_licences(arguments.copyright, not arguments.development, arguments.list)
     else:
         result = measure_files(arguments.folders, not arguments.development, arguments.list)
-    print(json.dumps(result, indent=1))
+    missed = misses(arguments.command, result)
+    print(json.dumps(result | {"missed": missed}, indent=1))
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,7 +27,7 @@ HEADER_CHARACTERS = 4_000
 FLAGS = re.IGNORECASE | re.MULTILINE
 PROJECT = r"(?:th(?:e|is) )?project gutenberg(?:'s)?(?: e-?(?:book|text))?"
 START = re.compile(
-    rf"^[ \t]*\*{{2,3}} ?start of {PROJECT}.*?\*{{2,3}}[ \t]*$"
+    rf"^[ \t]*\*{{2,3}} ?start of {PROJECT}.*?(?:\n.*?)?\*{{2,3}}[ \t]*$"
     r"|^[ \t]*\*{1,3} ?END\*? ?THE SMALL PRINT!.*$"
     r"|^[ \t]*\*+ ?start of the project gutenberg.*$",
     FLAGS,
@@ -43,12 +43,21 @@ CREDIT = re.compile(
     r"|.*\bdistributed proofread(?:ers|ing)\b.*|.*\bpgdp\.net\b.*",
     re.IGNORECASE | re.DOTALL,
 )
-NOTE = re.compile(r"^[ \t]*[\[{(*]*[ \t]*transcriber(?:['\u2019]?s|s['\u2019])?[ \t]+(?:end)?notes?\b", re.IGNORECASE)
-CONTENTS = re.compile(r"(?:table of )?contents\.?|list of illustrations\.?|illustrations\.?", re.IGNORECASE)
+NOTE = re.compile(
+    r"^[ \t]*[\[{(*]*[ \t]*(?:transcriber(?:['\u2019]?s|s['\u2019])?[ \t]+(?:end)?notes?\b"
+    r"|note: project gutenberg (?:also )?has\b|errata noted by (?:the )?transcriber)",
+    re.IGNORECASE,
+)
+ILLUSTRATIONS = re.compile(r"(?:list of )?illustrations\.?", re.IGNORECASE)
+CONTENTS = re.compile(
+    rf"(?:table of )?contents(?: of (?:the )?(?:\w+ )?(?:volume|vol\.|part)(?: \w+)?| and illustrations)?\.?"
+    rf"|{ILLUSTRATIONS.pattern}",
+    re.IGNORECASE,
+)
 ENTRY = re.compile(
     r"^(?:.*(?:\.{2,}|(?:\. ){2,}|[ \t]{2,})[ \t]*(?:\d+|[ivxlc]+)\.?"
     r"|(?:chapter|book|part|act|scene|section|letter|canto)\b.*"
-    r"|(?:[ivxlc]+|\d+)[.):][ \t—-]*.*|(?:[ivxlc]+|\d+)[ \t]+\S.*|(?:page|chap)\.?|.*[ \t]\d{1,3})$",
+    r"|\* +[^\s*].*|(?:[ivxlc]+|\d+)[.):][ \t—-]*.*|(?:[ivxlc]+|\d+)[ \t]+\S.*|(?:page|chap)\.?|.*[ \t]\d{1,3})$",
     re.IGNORECASE,
 )
 TITLED = re.compile(
@@ -57,6 +66,9 @@ TITLED = re.compile(
 CREDIT_PARAGRAPHS = 6  # from the work's beginning in which production credits may stand
 CONTENTS_SHARE = 0.2  # of a work in which its table of contents must begin
 NOTE_CHARACTERS = 3_000  # of the longest transcriber's note
+LAST_NOTES_SHARE = 0.05  # of a work at its end: a heading of notes there is about all that follows
+SECTION_BREAK = "\n\n\n\n"  # three blank lines, between the parts of a book
+TITLE_LINES, TITLE_CHARACTERS = 3, 75  # of a heading within a table of contents, or of a caption
 
 
 class Span(NamedTuple):
@@ -182,8 +194,11 @@ def _notes(text: str, paragraphs: list[tuple[int, int]]) -> list[Span]:
                 at = text.find(closing, end, end + NOTE_CHARACTERS)
                 end = at + 1 if at >= 0 else end
             elif not closing and len(paragraph) < 60 and index + 1 < len(paragraphs):  # a heading, and what it is about
-                end = paragraphs[index + 1][1]
+                is_last = start > paragraphs[-1][1] - LAST_NOTES_SHARE * (paragraphs[-1][1] - paragraphs[0][0])
+                end = paragraphs[-1 if is_last else index + 1][1]
             spans.append(Span(start, end, "transcriber_notes"))
+            if end == paragraphs[-1][1]:
+                break
         elif index < CREDIT_PARAGRAPHS and len(paragraph) < 600 and CREDIT.fullmatch(paragraph.strip()):
             spans.append(Span(start, end, "transcriber_notes"))
     return spans
@@ -201,12 +216,49 @@ def _contents(text: str, paragraphs: list[tuple[int, int]], start: int, end: int
             continue
         entries = sum(_is_entry(line) for line in lines[1:] if line.strip())
         following = index + 1
-        while following < len(paragraphs) and (count := _entries(text, paragraphs[following], paragraphs, following)):
-            entries, stop = entries + count, paragraphs[following][1]
-            following += 1
+        if ILLUSTRATIONS.fullmatch(lines[0].strip(" \t_*=-")) and following < len(paragraphs):
+            entries, stop, following = _captions(text, paragraphs, following)
+        while number := _to_entries(text, paragraphs, following):
+            following += number
+            entries += _entries(text, paragraphs[following - 1], paragraphs, following - 1)
+            stop = paragraphs[following - 1][1]
         if entries >= min_entries:
             spans.append(Span(begin, stop, "contents"))
     return spans
+
+
+def _captions(text: str, paragraphs: list[tuple[int, int]], first: int) -> tuple[int, int, int]:
+    """How many captions a list of illustrations has, where the last ends, and the paragraph behind it.
+
+    They look like anything short; the list ends where a part of the book does.
+    """
+    following, stop = first, paragraphs[first][0]
+    while following < len(paragraphs) and _is_title(text, paragraphs[following]):
+        if following > first and SECTION_BREAK in text[stop : paragraphs[following][0] + 1]:
+            break
+        stop = paragraphs[following][1]
+        following += 1
+    return following - first, stop, following
+
+
+def _to_entries(text: str, paragraphs: list[tuple[int, int]], first: int) -> int:
+    """How many paragraphs it takes from the first to one of entries: more than one past headings, 0 if none follows."""
+
+    def count_at(index: int) -> int:
+        return _entries(text, paragraphs[index], paragraphs, index) if index < len(paragraphs) else 0
+
+    for index in range(first, min(first + TITLE_LINES, len(paragraphs))):
+        count = count_at(index)
+        if count and (index == first or count > 1 or count_at(index + 1)):
+            return index + 1 - first
+        if not _is_title(text, paragraphs[index]):
+            break
+    return 0
+
+
+def _is_title(text: str, span: tuple[int, int]) -> bool:
+    lines = text[slice(*span)].strip().split("\n")
+    return len(lines) <= TITLE_LINES and max(map(len, lines)) <= TITLE_CHARACTERS
 
 
 def _entries(text: str, span: tuple[int, int], paragraphs: list[tuple[int, int]], index: int) -> int:

@@ -30,7 +30,11 @@ TOOL_SAYS = re.compile(
     r"|\bthis file was produced by\b|^\W*automatically (?:produced|created)",
     re.IGNORECASE | re.MULTILINE,
 )
-IN_PROSE = re.compile(r"\b(?:to|can|will|may|must|should|could|would|that|which|when|if) be generated\b", re.IGNORECASE)
+IN_PROSE = re.compile(
+    r"\b(?:to|can|will|may|must|should|could|would|that|which|when|if) be generated\b"
+    r"|\bgenerated (?:that|which|when|if)\b",
+    re.IGNORECASE,
+)
 GENERATED_NAMES = re.compile(
     r"(?:.*_pb2(?:_grpc)?\.pyi?|.*\.pb(?:\.gw)?\.go|.*\.pb\.(?:cc|h)|.*\.g\.dart|.*\.freezed\.dart|.*\.designer\.(?:cs|vb)"
     r"|.*\.g\.(?:cs|ts)|(?:parsetab|lextab|yacctab)\.py|lex\.yy\.c|y\.tab\.[ch]|.*\.tab\.[ch]|moc_.*\.cpp|qrc_.*\.cpp"
