@@ -211,14 +211,14 @@ def _addition(rng, size):
 TASKS = {
     task.name: task
     for task in (
-        TokenInduction("induction_tokens", "induction, random tokens", (1, 2, 4, 8)),
+        TokenInduction("induction_tokens", "induction, tokens", (1, 2, 4, 8)),
         WordInduction("induction_words", "induction, words", (1, 2, 4)),
-        FewShot("copy", "copy letters", (1, 2, 4, 6), _copy),
-        FewShot("reverse", "reverse letters", (2, 3, 4, 6), _reverse),
-        FewShot("sort", "sort letters", (2, 3, 4, 6), _sort),
-        FewShot("last_letter", "last letters of words", (1, 2, 3), _last_letters),
-        FewShot("capital", "words in capitals", (1, 2, 3), _capitals),
-        FewShot("addition", "a + b, by digits", (1, 2, 3), _addition, "=", ""),
+        FewShot("copy", "copy, letters", (1, 2, 4, 6), _copy),
+        FewShot("reverse", "reverse, letters", (2, 3, 4, 6), _reverse),
+        FewShot("sort", "sort, letters", (2, 3, 4, 6), _sort),
+        FewShot("last_letter", "last letters, words", (1, 2, 3), _last_letters),
+        FewShot("capital", "capitals, words", (1, 2, 3), _capitals),
+        FewShot("addition", "addition, digits", (1, 2, 3), _addition, "=", ""),
     )
 }
 

@@ -8,10 +8,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pretrain.plan.emergence import cells, frontier
 
-PANEL, DPI = (1.75, 1.55), 100
+PANEL, DPI = (1.6, 1.4), 90
 COLOURS = matplotlib.colormaps["viridis"]
 
 
@@ -38,6 +39,8 @@ def draw_emergence(result: Mapping[str, Any]) -> bytes:
             if metric["chance"] is not None:
                 axes.axhline(metric["chance"], color="grey", linewidth=0.8, linestyle="--")
         axes_row[0].set_ylabel(_wrapped(metric["title"]), fontsize=8)
+        if not metric["continuous"]:
+            axes_row[0].set_ylim(-0.02, max(0.1, 1.05 * axes_row[0].get_ylim()[1]))  # a share, also where all are 0
         if not metric["higher_is_better"]:
             axes_row[0].invert_yaxis()  # shared by the row
     for axes, task in zip(grid[0], tasks, strict=True):
@@ -58,17 +61,20 @@ def _draw_panel(axes: Axes, result: Mapping[str, Any], task: str, name: str, x_n
             continue
         colour = COLOURS(0.85 * sizes.index(size) / max(1, len(sizes) - 1))
         axes.plot([x_of[key] for key in scores], [row[name] for row in scores.values()], ".", color=colour,
-                  markersize=3, alpha=0.4, markeredgewidth=0)  # fmt: skip
+                  markersize=4, alpha=0.5, markeredgewidth=0)  # fmt: skip
         line = [(x_of[key], scores[key][name]) for key in ((c["run"], c["step"]) for c in best) if key in scores]
         axes.plot(*zip(*line, strict=True), "o-", color=colour, markersize=2.5, linewidth=1.1, label=str(size))
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e")))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.25, linewidth=0.5)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=6.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
 def _wrapped(title: str) -> str:
-    """A title on two lines where it has a comma or is long."""
+    """A title on two lines where it has a comma."""
     head, comma, tail = title.partition(", ")
-    return f"{head}{comma.strip()}\n{tail}" if comma else title
+    return f"{head}\n{tail}" if comma else title
