@@ -120,7 +120,7 @@ class Mixed(Objective):
         """Draws the objective of each row, and has it finish its rows.
 
         Args:
-            packed: as the objectives want it, and `steps`, int [rows, ...], the step of each row; 0 where it is left out.
+            packed: as the objectives want it, and `steps`, int [rows, ...], each row's step; 0 where left out.
             rng: draws.
         """
         rows, columns = packed["tokens"].shape

@@ -42,7 +42,7 @@ class Noise:
         return int(self.ends) + (self.mode is not None), int(self.ends)
 
     def counts(self, tokens: int) -> tuple[int, int]:
-        """Noise tokens and spans of a text, rounded as T5 does, with at least one of each where there are two tokens."""
+        """Noise tokens and spans of a text, rounded as T5 does; at least one of each of a text of two tokens."""
         if tokens < 2:
             return 0, 0
         noise = min(max(round(tokens * self.density), 1), tokens - 1)

@@ -25,8 +25,8 @@ def t5_lengths(inputs_length: int, density: float, mean_span: float) -> tuple[in
     """The published arithmetic: the longest text whose corrupted form has `inputs_length` tokens, and its targets."""
 
     def lengths(tokens):
-        noise = int(round(tokens * density))
-        spans = int(round(noise / mean_span))
+        noise = round(tokens * density)
+        spans = round(noise / mean_span)
         return tokens - noise + spans + 1, noise + spans + 1
 
     tokens = inputs_length
@@ -182,7 +182,7 @@ def test_every_choice_of_places_is_as_likely():
 def test_a_decoder_reads_inputs_as_a_prefix_and_predicts_the_targets(kind):
     both = kind(layout="decoder", sentinels=200).bind(VOCABULARY)
     apart = kind(sentinels=200).bind(VOCABULARY)
-    packed = packed_rows([[20, 13], [40]], columns := both.packed_length(96), vocab=TEXT)
+    packed = packed_rows([[20, 13], [40]], both.packed_length(96), vocab=TEXT)
     one = both.finish(packed, np.random.default_rng(3))
     two = apart.finish(packed, np.random.default_rng(3))
     pieces = list(zip(pieces_of(two, "inputs"), pieces_of(two, "targets"), strict=True))

@@ -35,8 +35,8 @@ def test_pieces_that_are_kept_stay_themselves(lengths, data):
 
 def test_join_puts_each_piece_behind_its_partner():
     def pieces(texts):
-        lengths = np.array([len(text) for text in texts])
-        return Pieces(np.array(sum(texts, []), np.int32), lengths, np.array([0, 0, 2]), np.array([1, 3, 1]))
+        lengths, tokens = np.array([len(text) for text in texts]), [token for text in texts for token in text]
+        return Pieces(np.array(tokens, np.int32), lengths, np.array([0, 0, 2]), np.array([1, 3, 1]))
 
     both = join(pieces([[1, 2], [], [3]]), pieces([[7], [8, 9], []]))
     assert both.tokens_T.tolist() == [1, 2, 7, 8, 9, 3] and both.lengths_P.tolist() == [3, 2, 1]
