@@ -39,7 +39,7 @@ BOOKS = {
     "The-Complete-Angler-1653_9198": ((1, 28), (4270, None)),
     "The-Devil-s-Dictionary_972": ((1, 25), (9200, None)),
     "The-Little-Colonel-s-Hero_15122": ((1, 25), (147, 182), (6933, None)),
-    "The-Log-School-House-on-the-Columbia_14881": ((1, 39), (112, 199), (5784, None)),
+    "The-Log-School-House-on-the-Columbia_14881": ((1, 39), (112, 201), (5784, None)),
     "Two-Latin-Plays-for-High-School-Students_31894": ((1, 36), (102, 115), (1486, None)),
 }
 DEVELOPMENT = {"13272", "6527", "14263", "21937", "3261", "972", "14881"}
