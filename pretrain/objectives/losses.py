@@ -14,3 +14,20 @@ def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Arr
 def weighted_sum(values_BL: jax.Array, weights_BL: jax.Array) -> jax.Array:
     """Sum of weight * value; a position of weight 0 adds exactly 0, whatever its value."""
     return jnp.sum(jnp.where(weights_BL > 0, values_BL * weights_BL, 0.0), dtype=jnp.float32)
+
+
+def take_places(values_BLD: jax.Array, places_BK: jax.Array) -> jax.Array:
+    """The values at some places of each row, [batch, places, ...] from [batch, length, ...]."""
+    return jnp.take_along_axis(values_BLD, places_BK[..., None], axis=1)
+
+
+def put_places(values_BL: jax.Array, places_BK: jax.Array, new_BK: jax.Array, where_BK: jax.Array) -> jax.Array:
+    """`values_BL` with `new_BK` at some places of each row, but where `where_BK` is False."""
+    rows_B1 = jnp.arange(values_BL.shape[0])[:, None]
+    places_BK = jnp.where(where_BK, places_BK, values_BL.shape[1])  # beyond the end, hence dropped
+    return jnp.asarray(values_BL).at[rows_B1, places_BK].set(new_BK, mode="drop")
+
+
+def binary_cross_entropy(logits_BL: jax.Array, labels_BL: jax.Array) -> jax.Array:
+    """Negative log-likelihood in nats of labels (bool) whose log-odds are `logits_BL`, same shape."""
+    return jax.nn.softplus(jnp.where(labels_BL, -logits_BL, logits_BL))

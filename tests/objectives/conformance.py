@@ -23,10 +23,25 @@ from pretrain.core.rng import host_rng
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
 from pretrain.objectives.base import Objective
+from pretrain.objectives.causal import Causal
+from pretrain.objectives.denoising import SpanCorruption, TextInfilling
+from pretrain.objectives.prefix import PrefixLM
 from pretrain.train.step import StepBuilder
 
 LENGTH = 16
-SETTINGS: dict[str, list[dict]] = {"Causal": [{"z_loss": 0.01}]}  # two terms
+SETTINGS: dict[str, list[dict]] = {
+    "Causal": [{"z_loss": 0.01}],  # two terms
+    "Masked": [{"rate": 0.6}, {"rate": 0.6, "whole_words": True, "span_p": 0.5}],  # at 15 % rows weigh too little
+    "NextSentence": [{"rate": 0.6}],
+    "ReplacedTokens": [{"rate": 0.6}],
+    "MultiToken": [{"ahead": 2, "z_loss": 0.01}],
+    "SpanCorruption": [{"density": 0.5, "mean_span": 2.0, "layout": layout} for layout in ("encoder_decoder", "decoder")],
+    "MixtureOfDenoisers": [{"denoisers": (("R", 0.3, 2.0), ("S", 0.5, None)), "label_smoothing": 0.1}],
+    "Mixed": [
+        {"objectives": (Causal(z_loss=0.01), PrefixLM(), SpanCorruption(layout="decoder", density=0.5))},
+        {"objectives": (TextInfilling(), SpanCorruption(density=0.5)), "average": "objectives"},
+    ],
+}
 PACKED: dict[str, Callable[[], Batch]] = {}
 VOCABULARY = Vocabulary(VOCAB + 128, num_sentinels=128, starts_word=np.arange(VOCAB + 128) % 3 == 0)
 
@@ -53,7 +68,24 @@ def cases() -> dict[str, Objective]:
 def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
     """Packed rows of very different weight, as the loader gives them to `finish`."""
     kind = type(objective).__name__
-    return PACKED[kind]() if kind in PACKED else packed_rows(lengths, LENGTH)
+    if kind in PACKED:
+        return PACKED[kind]()
+    columns = objective.packed_length(LENGTH)
+    sizes = np.arange(columns + 1)
+    prepared = np.minimum(objective.prepared_length(sizes), columns + 1) * (sizes > 0)
+    fitting = []  # as many documents of each row as it holds, the last one cut
+    for row in lengths:
+        fitting.append([])
+        for size in row:
+            longest = int(np.searchsorted(prepared, columns - prepared[fitting[-1]].sum(), "right")) - 1
+            fitting[-1] += [min(size, longest)] * (longest > 0)
+    rows = packed_rows([prepared[row].tolist() for row in fitting], columns)
+    for row, texts in enumerate(fitting):
+        for segment, size in enumerate(texts, start=1):
+            of = rows["segment_ids"][row] == segment
+            record = {"tokens": rows["tokens"][row][of][:size]}
+            rows["tokens"][row, of] = objective.prepare(record, host_rng(0, "prepare"))["tokens"]
+    return rows
 
 
 def batch(objective: Objective) -> Batch:

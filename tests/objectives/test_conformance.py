@@ -135,8 +135,8 @@ def test_a_head_in_parts_is_the_whole_head(objective, plain, chunks):
 
 
 def test_overfits_one_batch(objective):
-    """200 steps of Adam bring the loss on one batch to 1/200, when no two documents begin alike."""
-    rows = packed(objective)
+    """200 steps of Adam bring the loss on one batch to 1/200, when no two documents begin alike or are hidden whole."""
+    rows = packed(objective, [[16], [14], [12], [10]])
     if "first_inputs" in rows:
         starts = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
         rows["first_inputs"][starts] = np.arange(starts.sum())
