@@ -91,6 +91,8 @@ def describe_batch(
         lines.append(f"row {number}: {len(row.pieces)} piece{'s' * (len(row.pieces) > 1)} of {row.source}")
         for place, piece in enumerate(row.pieces, 1):
             lines.append(f"  {place}. {piece.caption}")
+            if "target_positions" in piece.arrays and tokenizer is not None:
+                lines.append(f"     predicts: {_shortened(_hidden(piece.arrays, tokenizer), characters)}")
             for name, values in piece.arrays.items():
                 lines.append(f"     {name}: {_line(name, values, tokenizer, characters)}")
     total = len(next(iter(loader.batch(step).values())))
@@ -127,14 +129,36 @@ def _span(contents: Contents, piece: int) -> str:
 
 def _part(batch: Arrays, row: int, segment: int) -> Arrays:
     """What each array of the batch has of a segment."""
-    part = {}
+    part, by_place = {}, batch.get("target_positions")
+    segment_ids = [array for name, array in batch.items() if name.endswith("segment_ids")]
     for name, array in batch.items():
-        if name.endswith(PLUMBING) or array.ndim < 2:
+        if array.ndim < 2 or (name.endswith(PLUMBING) and name != "target_positions"):
             continue
-        segments = batch.get(f"{name}_segment_ids", batch.get("segment_ids"))
+        same_shape = next((ids for ids in segment_ids if ids.shape == array.shape[:2]), None)
+        segments = batch.get(f"{name}_segment_ids", same_shape)
         if segments is not None and segments.shape == array.shape[:2]:
             part[name] = array[row][segments[row] == segment]
+        elif by_place is not None and by_place.shape == array.shape[:2]:
+            part[name] = array[row][_chosen(batch, row, segment)]
+    if by_place is not None:
+        part["target_positions"] = part["target_positions"] - np.flatnonzero(batch["segment_ids"][row] == segment)[0]
     return part
+
+
+def _chosen(batch: Arrays, row: int, segment: int) -> np.ndarray:
+    """Which of a row's `target_positions` count and lie in a segment."""
+    return (batch["segment_ids"][row][batch["target_positions"][row]] == segment) & (batch["loss_weights"][row] > 0)
+
+
+def _hidden(arrays: Arrays, tokenizer: Tokenizer) -> str:
+    """The piece's text with what is to be predicted in brackets: what stands there, and what should."""
+    tokens, parts, start = arrays["tokens"], [], 0
+    order = np.argsort(arrays["target_positions"])
+    for place, target in zip(arrays["target_positions"][order], arrays["targets"][order], strict=True):
+        shown, wanted = (repr(tokenizer.decode([int(token)]))[1:-1] for token in (tokens[place], target))
+        parts += [repr(tokenizer.decode(tokens[start:place]))[1:-1], f"[{shown} → {wanted}]"]
+        start = place + 1
+    return "".join([*parts, repr(tokenizer.decode(tokens[start:]))[1:-1]])
 
 
 def _line(name: str, values: np.ndarray, tokenizer: Tokenizer | None, characters: int) -> str:

@@ -4,10 +4,12 @@ Shazeer et al. 2017; capacity as in GShard (Lepikhin et al. 2020), without dropp
 shared experts and fine-grained ones as in DeepSeekMoE (Dai et al. 2024), load balance by a loss over each row and by a
 bias that no gradient moves as in DeepSeek-V3 (2024, section 2.1.2).
 
-Axes: B batch · L length · D embed · F mlp · E experts · K experts of a token · C capacity · T = B L K.
+Axes: B batch · L length · D embed · F mlp · E experts · K experts of a token · C capacity · T = B L K ·
+N blocks of M tokens.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +20,9 @@ from pretrain.models.config import Experts, TransformerConfig
 from pretrain.models.layers import ACTIVATIONS, compute_dtype, param
 from pretrain.models.mlp import Mlp
 from pretrain.sharding.rules import constrain
+
+BLOCK = 128  # tokens of one expert that are multiplied together on CPU
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # tokens and the matrices of all experts [E, in, out]
 
 
 class Routing(NamedTuple):
@@ -81,8 +86,15 @@ class Mixture(nnx.Module):
         log_z_BL = jnp.square(jax.nn.logsumexp(logits_BLE, axis=-1)) * valid_BL
         return Routing(jnp.sum(sent_BE, axis=0), jnp.sum(balance_B), jnp.sum(log_z_BL), dropped)
 
+    def _mlp(self, x: jax.Array, product: Product) -> jax.Array:
+        """The experts' MLPs, by a product of tokens with the matrices of their experts."""
+        activate, matrix = ACTIVATIONS[self.config.activation], lambda kernel: kernel[...].astype(x.dtype)
+        up = product(x, matrix(self.up))
+        hidden = activate(up) if self.gate is None else activate(product(x, matrix(self.gate))) * up
+        return product(hidden, matrix(self.down))
+
     def _dropless(self, x_BLD, chosen_BLK, weights_BLK, valid_BL):
-        """Tokens in the order of their experts, one ragged product for each matrix."""
+        """Tokens in the order of their experts, each expert's together."""
         del valid_BL
         batch, length, embed = x_BLD.shape
         top_k = self.experts.top_k
@@ -90,11 +102,8 @@ class Mixture(nnx.Module):
         order_T = jnp.argsort(expert_T, stable=True)
         sizes_E = jnp.bincount(expert_T, length=self.experts.num_experts).astype(jnp.int32)
         x_TD = x_BLD.reshape(-1, embed)[order_T // top_k]
-        product = lambda x, kernel: jax.lax.ragged_dot(x, kernel[...].astype(x.dtype), sizes_E)  # noqa: E731
-        activate = ACTIVATIONS[self.config.activation]
-        up_TF = product(x_TD, self.up)
-        hidden_TF = activate(up_TF) if self.gate is None else activate(product(x_TD, self.gate)) * up_TF
-        y_TD = product(hidden_TF, self.down)[jnp.argsort(order_T)]
+        run = _in_blocks if jax.default_backend() == "cpu" else _ragged
+        y_TD = run(x_TD, expert_T[order_T], sizes_E, self._mlp)[jnp.argsort(order_T)]
         y_BLKD = y_TD.reshape(batch, length, top_k, embed) * weights_BLK[..., None].astype(y_TD.dtype)
         return jnp.sum(y_BLKD, axis=2), jnp.zeros((), jnp.float32)
 
@@ -112,12 +121,28 @@ class Mixture(nnx.Module):
         dispatch_BLEC = jnp.sum(slot_BLKEC, axis=2)
         combine_BLEC = jnp.einsum("blkec,blk->blec", slot_BLKEC, weights_BLK.astype(dtype))
         x_EBCD = constrain(jnp.einsum("blec,bld->ebcd", dispatch_BLEC, x_BLD), "experts", "batch", None, None)
-        product = lambda x, kernel: jnp.einsum("ebci,eij->ebcj", x, kernel[...].astype(dtype))  # noqa: E731
-        activate = ACTIVATIONS[self.config.activation]
-        up_EBCF = product(x_EBCD, self.up)
-        hidden_EBCF = activate(up_EBCF) if self.gate is None else activate(product(x_EBCD, self.gate)) * up_EBCF
-        y_BLD = jnp.einsum("blec,ebcd->bld", combine_BLEC, product(hidden_EBCF, self.down))
+        y_EBCD = self._mlp(x_EBCD, lambda x, kernel: jnp.einsum("ebci,eij->ebcj", x, kernel))
+        y_BLD = jnp.einsum("blec,ebcd->bld", combine_BLEC, y_EBCD)
         return y_BLD, jnp.sum(sent_BLKE - kept_BLKE).astype(jnp.float32)
+
+
+def _ragged(x_TD: jax.Array, expert_T: jax.Array, sizes_E: jax.Array, mlp: Callable) -> jax.Array:
+    """`mlp` of tokens that stand in the order of their experts, by the compiler's ragged products."""
+    del expert_T
+    return mlp(x_TD, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes_E))
+
+
+def _in_blocks(x_TD: jax.Array, expert_T: jax.Array, sizes_E: jax.Array, mlp: Callable) -> jax.Array:
+    """The same in blocks of one expert each, padded: XLA for CPU would multiply all tokens with all experts."""
+    experts, (tokens, embed) = len(sizes_E), x_TD.shape
+    blocks_E = -(-sizes_E // BLOCK)
+    count = -(-tokens // BLOCK) + experts  # of blocks, whatever the sizes
+    ends_E, starts_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E) - sizes_E
+    place_T = (ends_E - blocks_E)[expert_T] * BLOCK + jnp.arange(tokens) - starts_E[expert_T]
+    expert_N = jnp.minimum(jnp.searchsorted(ends_E, jnp.arange(count), side="right"), experts - 1)
+    x_NMD = jnp.zeros((count * BLOCK, embed), x_TD.dtype).at[place_T].set(x_TD).reshape(count, BLOCK, embed)
+    y_NMD = mlp(x_NMD, lambda x, kernel: jnp.einsum("nmi,nij->nmj", x, kernel[expert_N]))
+    return y_NMD.reshape(count * BLOCK, -1)[place_T]
 
 
 def moved_bias(bias_NE: jax.Array, load_NE: jax.Array, experts: Experts) -> jax.Array:

@@ -66,6 +66,35 @@ def test_masks_sentinels_and_special_ids_are_shown(text_run):
     assert " not 0, sum " in noisy and "1000000" in noisy
 
 
+def test_hidden_tokens_are_shown_in_their_place(text_run):
+    """What is asked for stands in brackets where it is hidden; put back, it gives the text."""
+    _, cache, tokenizer = text_run
+
+    class Hiding(Plain):
+        def finish(self, packed, rng):
+            rows, length = packed["tokens"].shape
+            places = np.broadcast_to(np.arange(3, length, 5), (rows, len(range(3, length, 5))))
+            asked = np.take_along_axis(packed["segment_ids"], places, 1) > 0
+            hidden = packed["tokens"].copy()
+            hidden[:, 3::5] = tokenizer.extra_ids[0]
+            targets = {"targets": packed["tokens"][:, 3::5], "loss_weights": asked.astype(np.float32)}
+            return {**packed, "tokens": hidden, "target_positions": places, **targets}
+
+    loader = make_loader(cache, objective=Hiding(), **OPTIONS)
+    lines = describe_batch(loader, 0, tokenizer, rows=4, characters=100_000).splitlines()
+    shown = [line.split("predicts: ")[1] for line in lines if " predicts: " in line]
+    batch, expected = make_loader(cache, objective=Plain(), **OPTIONS).batch(0), []
+    for row in range(4):
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            inside = np.flatnonzero(batch["segment_ids"][row] == segment)
+            text = lambda places, row=row: repr(tokenizer.decode(batch["tokens"][row][places]))[1:-1]  # noqa: E731
+            runs = np.split(inside, np.flatnonzero(inside % 5 == 3))
+            first = text(runs[0]) if inside[0] % 5 != 3 else ""
+            rest = [f"[<extra_id_0> → {text(run[:1])}]{text(run[1:])}" for run in runs if len(run) and run[0] % 5 == 3]
+            expected.append(first + "".join(rest))
+    assert shown == expected and len(shown) > 4
+
+
 def test_two_features_and_readings(tmp_path):
     cache = write_cache(tmp_path / "a", {"a": [log_normal(30, 50)]})
     shown = describe_batch(make_loader(cache, objective=Halves(), **OPTIONS), 0, rows=1)

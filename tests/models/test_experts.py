@@ -12,7 +12,7 @@ from tiny import CONFIG, model, packed_rows, params
 
 from pretrain.core.errors import UserError
 from pretrain.models.config import Experts
-from pretrain.models.experts import Mixture, moved_bias
+from pretrain.models.experts import Mixture, _in_blocks, _ragged, moved_bias
 from pretrain.models.mlp import Mlp
 from pretrain.objectives.causal import Causal
 from pretrain.train.state import TrainState
@@ -45,6 +45,22 @@ def test_dropless_drops_nothing_and_room_for_all_gives_the_same():
     roomy, with_room = mixture(capacity_factor=4.0)(inputs(), VALID)
     assert with_room.dropped == 0
     np.testing.assert_allclose(jnp.where(VALID[..., None], roomy - y, 0), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[0, 300, 1, 128], [129, 0, 0, 0], [1, 1, 1, 1]])
+def test_blocks_are_ragged_products(sizes):
+    experts = np.repeat(np.arange(4), sizes)
+    x, kernel = (
+        jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((0, (len(experts), 8)), (1, (4, 8, 5)))
+    )
+
+    def total(x, kernel, run):
+        mlp = lambda x, product: jnp.tanh(product(x, kernel))  # noqa: E731
+        y = run(x, jnp.asarray(experts), jnp.asarray(sizes, jnp.int32), mlp)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
+
+    both = [jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel, run) for run in (_in_blocks, _ragged)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *both)
 
 
 def test_what_finds_no_room_is_dropped_and_counted():
