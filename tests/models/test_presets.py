@@ -1,0 +1,77 @@
+"""Every preset builds by shape, with the parameters of the released checkpoint, or of the paper where none was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.main import main
+
+MODELS = Path(__file__).resolve().parents[2] / "gin_configs" / "models"
+# Numbers of the released files; for encoders with all heads they were trained with.
+RELEASED = {
+    "gpt1": 116_534_784,
+    "gpt2": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080, "gpt2_xl": 1_557_611_200,
+    "bert_base": 110_106_428, "bert_large": 336_226_108,
+    "roberta_base": 124_697_433, "roberta_large": 355_412_057,
+    "t5_small": 60_506_624, "t5_base": 222_903_552, "t5_large": 737_668_096, "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_v1_1_small": 76_961_152, "t5_v1_1_base": 247_577_856, "t5_v1_1_large": 783_150_080,
+    "t5_v1_1_xl": 2_849_757_184, "t5_v1_1_xxl": 11_135_332_352,
+    "llama2_7b": 6_738_415_616, "llama2_13b": 13_015_864_320, "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "llama3_405b": 405_853_388_800,
+    "mixtral_8x7b": 46_702_792_704, "deepseek_moe_16b": 16_375_728_128,
+}  # fmt: skip
+PUBLISHED = {  # millions, as printed
+    "gpt3_125m": 125, "gpt3_350m": 356, "gpt3_760m": 760, "gpt3_1_3b": 1316, "gpt3_2_7b": 2652, "gpt3_6_7b": 6658,
+    "gpt3_13b": 12853, "gpt3_175b": 174591, "ul2_20b": 20_000,
+}  # fmt: skip
+ACTIVE = {"mixtral_8x7b": 12.9e9, "deepseek_moe_16b": 2.8e9}
+OTHERS = {"tiny", "word2vec_300", "electra_small", "electra_base", "electra_large"}
+
+
+def described(name: str, capsys) -> dict:
+    assert main(["describe", f"--gin_file={MODELS / name}.gin", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_preset_is_checked():
+    assert {path.stem for path in MODELS.glob("*.gin")} == {*RELEASED, *PUBLISHED, *OTHERS}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_parameters_are_those_of_the_release(name, capsys):
+    counts = described(name, capsys)["parameters"]
+    assert counts["total"] == RELEASED[name]
+    parts = sum(counts[part] for part in ("embedding", "attention", "mlp", "norms", "heads"))
+    assert parts == counts["total"]
+    assert counts["active"] == pytest.approx(ACTIVE.get(name, counts["total"]), rel=0.011)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_of_the_paper(name, capsys):
+    near = 0.03 if name == "ul2_20b" else 0.01  # "20B"
+    assert described(name, capsys)["parameters"]["total"] / 1e6 == pytest.approx(PUBLISHED[name], rel=near)
+
+
+def test_word_vectors(capsys):
+    arrays = described("word2vec_300", capsys)["arrays"]
+    assert arrays["words"]["size"] == 3_000_000 * 300  # the release holds the words alone
+
+
+@pytest.mark.parametrize(
+    ("name", "discriminator", "generator"),
+    [("electra_small", 13_549_057, None), ("electra_base", 109_483_009, 33_740_602),
+     ("electra_large", 335_142_913, None)],
+)  # fmt: skip
+def test_electra_s_two_models(name, discriminator, generator, capsys):
+    arrays = described(name, capsys)["arrays"]
+    shared = {"embedding", "position_embedding", "type_embedding", "embedding_norm/scale", "embedding_norm/bias"}
+    own = {
+        part: sum(a["size"] for n, a in arrays.items() if n.startswith(part)) for part in ("discriminator", "generator")
+    }
+    once = sum(arrays[f"discriminator/{n}"]["size"] for n in shared)
+    assert own["discriminator"] == discriminator
+    assert not any(f"generator/{n}" in arrays for n in shared)
+    if generator:  # published with tables of its own
+        assert own["generator"] + once == generator
