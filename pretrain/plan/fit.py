@@ -202,7 +202,7 @@ def refine(theta: np.ndarray, x: Coordinates, y: np.ndarray, delta: float) -> np
         weights = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
         safe = _products(jacobian, weights)
         hessian = _products(jacobian, weights == 1) + damping[at_work, None, None] * safe
-        ridge = 1e-12 * np.trace(safe, axis1=1, axis2=2)[:, None, None] * np.eye(5) + 1e-300
+        ridge = (1e-12 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] + 1e-300) * np.eye(5)
         gradient = np.einsum("fpi,fp->fi", jacobian, weights * residuals)
         proposed = theta[at_work] + np.linalg.solve(hessian + ridge, gradient[..., None])[..., 0]
         value = huber(y[at_work] - x.predict(proposed), delta).sum(1)

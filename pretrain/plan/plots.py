@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 
 from pretrain.core.storage import Path, write_bytes
 from pretrain.plan.fit import Fit
@@ -14,6 +15,8 @@ from pretrain.plan.valleys import Valleys, budgets_of
 
 SIZE, DPI = (6.4, 4.4), 120
 COLOURS = matplotlib.colormaps["viridis"]
+PARAMETERS = EngFormatter(sep="")  # 20k, 5M
+FLOPS = LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf))
 
 
 def draw_all(points: Points, fit: Fit, valleys: Valleys | None, folder: Path) -> list[Path]:
@@ -33,10 +36,18 @@ def _figure(xlabel: str, ylabel: str, title: str):
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
+    _mark(axes.xaxis, PARAMETERS if xlabel == "parameters" else FLOPS)
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def _mark(axis, formatter) -> None:
+    """1, 2, 5, 10 ... along a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _png(figure: Figure) -> bytes:
@@ -58,7 +69,8 @@ def draw_isoflop(points: Points, fit: Fit, valleys: Valleys | None) -> bytes:
             axes.plot(fine, fit.law.loss(fine, flops / (6 * fine)), color=colour, linewidth=1.4)
     for valley in valleys.valleys if valleys else ():
         axes.plot(valley.params, valley.loss, "v", color="black", markersize=6)
-    axes.legend(fontsize=8, frameon=False, ncols=2)
+    axes.legend(fontsize=8, frameon=False, ncols=2, title="black: the lowest points of parabolas" if valleys else None,
+                title_fontsize=8)  # fmt: skip
     return _png(figure)
 
 
@@ -73,8 +85,12 @@ def draw_contours(points: Points, fit: Fit) -> bytes:
     contours = axes.contour(grid_c, grid_n, loss, levels=np.unique(levels), cmap="viridis", linewidths=1)
     axes.clabel(contours, fmt="%.2f", fontsize=7)
     axes.plot(flops, [fit.law.optimum(c).params for c in flops], "--", color="crimson", linewidth=1.6)
-    axes.scatter(points.flops, points.params, c=points.loss, cmap="viridis", s=22, edgecolors="white", linewidths=0.5)
+    axes.scatter(
+        points.flops, points.params, c=points.loss, cmap="viridis", norm=contours.norm, s=30, edgecolors="black",
+        linewidths=0.5, zorder=3,
+    )  # fmt: skip
     axes.set_yscale("log")
+    _mark(axes.yaxis, PARAMETERS)
     axes.set_ylim(params[0], params[-1])
     return _png(figure)
 
@@ -84,5 +100,5 @@ def draw_residuals(points: Points, fit: Fit) -> bytes:
     figure, axes = _figure("compute (FLOPs)", "measured over predicted loss, %", "What the law leaves unexplained")
     axes.axhline(0, color="grey", linewidth=0.8)
     shown = axes.scatter(points.flops, 100 * np.expm1(fit.residuals), c=np.log10(points.params), cmap="viridis", s=26)
-    figure.colorbar(shown, label="log10 parameters")
+    figure.colorbar(shown, label="parameters", format=lambda value, _: PARAMETERS(10**value))
     return _png(figure)

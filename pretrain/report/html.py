@@ -7,7 +7,7 @@ equal results give equal bytes. A part of the run that is not done yet is named 
 import os
 
 from pretrain.core.storage import Path, write_text
-from pretrain.report import corpus_sections, run_sections
+from pretrain.report import corpus_sections, run_sections, scaling_section
 from pretrain.report.markup import Markup, element, join
 from pretrain.report.results import Results, read_results
 from pretrain.report.style import STYLE
@@ -43,15 +43,17 @@ def write_report(workdir: os.PathLike | str, config_text: str) -> Path:
 
 def page(results: Results) -> str:
     """The whole page."""
-    anchors = {title: f"part-{number}" for number, title in enumerate(SECTIONS, start=1)}
+    sections = {"Scaling law": scaling_section.law, **SECTIONS} if results.scaling else SECTIONS
+    anchors = {title: f"part-{number}" for number, title in enumerate(sections, start=1)}
     links = (element("a", title, href=f"#{anchor}") for title, anchor in anchors.items())
     parts = (
-        element("section", element("h2", title), join(SECTIONS[title](results)), id=anchor)
+        element("section", element("h2", title), join(sections[title](results)), id=anchor)
         for title, anchor in anchors.items()
     )
+    policy = f"{POLICY}; img-src data:" if results.pictures else POLICY
     head = Markup(
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"{element('title', f'{results.name} · pretrain report')}<style>{STYLE}</style>"
     )
     body = element(

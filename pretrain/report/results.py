@@ -22,6 +22,8 @@ class Results:
         samples: `{"prompt": ..., "text": ...}` each.
         environment: what training ran on; see `pretrain.core.environment`.
         config: the gin configuration.
+        scaling: of `pretrain scaling fit`, when this is the folder of a sweep.
+        pictures: PNG files of that fit by name.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Results:
     samples: list[dict[str, str]] = dataclasses.field(default_factory=list)
     environment: dict[str, Any] | None = None
     config: str = ""
+    scaling: dict[str, Any] | None = None
+    pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def read_results(workdir: Path, config_text: str) -> Results:
@@ -40,6 +44,7 @@ def read_results(workdir: Path, config_text: str) -> Results:
     Raises:
         RunError: a file is damaged.
     """
+    scaling = _optional(workdir / "fit.json")
     return Results(
         name=workdir.name or "run",
         datasheet=_optional(workdir / "corpus" / "datasheet.json"),
@@ -49,6 +54,8 @@ def read_results(workdir: Path, config_text: str) -> Results:
         samples=_samples(workdir / "samples.jsonl"),
         environment=_optional(workdir / "environment.json"),
         config=config_text,
+        scaling=scaling,
+        pictures={path.name: path.read_bytes() for path in workdir.glob("*.png")} if scaling else {},
     )
 
 

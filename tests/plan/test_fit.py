@@ -1,12 +1,18 @@
 """The fitter finds the law behind points: exactly without noise, and with honest intervals with it."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from pretrain.core.errors import UserError
+from pretrain.main import main
 from pretrain.plan.fit import NAMES, Coordinates, fit_by_projection, fit_law, held_out_error, huber, refine
+from pretrain.plan.intervals import Resampled, expanded_percentiles, smoothed_errors
 from pretrain.plan.laws import ParametricLaw
 from pretrain.plan.points import Points, make_points, read_points
 from pretrain.plan.valleys import fit_valleys
@@ -55,6 +61,44 @@ def test_intervals_hold_the_truth_and_shrink_with_noise():
         truth = getattr(LAW, name) if truth is None else truth
         assert wide[name][0] < truth < wide[name][1], name
         assert narrow[name][1] - narrow[name][0] < 0.6 * (wide[name][1] - wide[name][0])
+
+
+def test_intervals_of_many_draws_hold_the_truth_as_often_as_they_say():
+    """benchmarks/scaling_coverage.py does this with 500 draws; here too narrow or too wide ones would still show."""
+    draws, held = 40, np.zeros(3)
+    truth = {"E": LAW.E, "alpha": LAW.alpha, "N_opt_exponent": LAW.params_exponent}
+    for seed in range(draws):
+        intervals = fit_law(grid(noise=0.003, seed=seed, budgets=4, sizes=5), resamples=100, confidence=0.8).intervals
+        held += [intervals[name][0] <= value <= intervals[name][1] for name, value in truth.items()]
+    for count in held:
+        assert stats.binomtest(int(count), draws, 0.8).pvalue > 1e-3, held
+
+
+def test_a_fitted_law_says_how_sure_its_losses_are():
+    law = fit_law(grid(noise=0.003, seed=3), resamples=200).law
+    inside, far = law.loss_interval(1e9, 2e10), law.loss_interval(1e11, 2e12)
+    assert inside[0] < LAW.loss(1e9, 2e10) < inside[1] and far[0] < LAW.loss(1e11, 2e12) < far[1]
+    assert far[1] - far[0] > 3 * (inside[1] - inside[0])  # farther from the runs, less sure
+    kept = Resampled.from_json(json.loads(json.dumps(law.resampled.to_json())))
+    assert kept.freedom == 30 and kept.values.shape == (200, 5)
+    again = dataclasses.replace(law, resampled=kept).loss_interval(1e11, 2e12)
+    np.testing.assert_allclose(again, far, rtol=1e-4)
+    assert fit_law(grid(), resamples=0).law.loss_interval(1e9, 2e10) is None
+
+
+def test_errors_are_smoothed_and_as_wide_as_the_unknowns_call_for():
+    residuals = np.r_[np.zeros(5), np.random.default_rng(0).normal(0, 1, 15)]  # as a fit of absolute values leaves them
+    errors = smoothed_errors(residuals, 5, 2000, np.random.default_rng(1))
+    assert errors.shape == (2000, 20) and len(np.unique(errors)) == errors.size
+    assert np.mean(np.abs(errors) < 0.01) < 0.05 < np.mean(np.abs(residuals) < 0.01)
+    assert errors.std() > residuals.std() * np.sqrt(20 / 15)
+    assert not smoothed_errors(np.zeros(8), 5, 10, np.random.default_rng(1)).any()
+
+
+@pytest.mark.parametrize(("freedom", "tails"), [(15, 2.131), (10**6, 1.960)])
+def test_percentiles_are_expanded_to_those_of_students_t(freedom, tails):
+    values = stats.norm.ppf(np.linspace(1e-5, 1 - 1e-5, 100_001))
+    assert expanded_percentiles(values, 0.95, freedom) == pytest.approx((-tails, tails), abs=2e-3)
 
 
 def test_the_same_seed_gives_the_same_intervals():
@@ -173,3 +217,36 @@ def test_nonsense_is_refused_with_its_line(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_points(str(tmp_path / "none.csv"))
+
+
+GRID_HEADER = "params,tokens,loss\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GRID_HEADER + "1e8,2e9,3.1\n", "1 point(s) given, but the law has 5 unknowns: give at least 6 runs"),
+        (
+            GRID_HEADER + "1e8,2e9,nan\n",
+            "line 2: loss must be a positive number, got nan; leave out runs that diverged",
+        ),
+        (GRID_HEADER + "1e8,2e9,3.1\n2e8,0,3.1\n", "line 3: tokens must be a positive number, got 0"),
+        (GRID_HEADER + "1e8,2e9,inf\n", "line 2: loss must be a positive number, got inf"),
+        ("params,loss\n1e8,3\n", "must name the columns params,tokens,loss or flops,params,loss"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, capsys, text, message):
+    assert main(["scaling", "fit", "--input=" + write(tmp_path / "points.csv", text)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_two_budgets_are_fitted_and_the_command_says_what_parabolas_miss(tmp_path, capsys):
+    points = grid(budgets=2, noise=0.001)
+    rows = "".join(f"{n},{d},{loss}\n" for n, d, loss in zip(points.params, points.tokens, points.loss, strict=True))
+    path = write(tmp_path / "points.csv", GRID_HEADER + rows)
+    assert main(["scaling", "fit", f"--input={path}", "--resamples=0"]) == 0
+    out = capsys.readouterr().out
+    assert "no parabolas: 2 budget(s) have 3 or more model sizes; parabolas need 3 such budgets" in out
+    assert main(["scaling", "fit", f"--input={path}", "--resamples=0", "--exclude_highest=14"]) == 2
+    assert "leaves none of 14 points" in capsys.readouterr().err
