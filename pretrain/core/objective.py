@@ -74,6 +74,7 @@ class Vocabulary:
         pad_id, bos_id, eos_id: special ids.
         num_sentinels: ids at the end of the vocabulary that no text holds.
         starts_word: bool [size], ids whose text begins with white space or that are no text; None where not known.
+        counts: int [size], occurrences in the text the tokenizer was trained on; None where it keeps none.
     """
 
     size: int
@@ -82,6 +83,7 @@ class Vocabulary:
     eos_id: int = 2
     num_sentinels: int = 0
     starts_word: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    counts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def text_size(self) -> int:

@@ -19,8 +19,9 @@ from pretrain.core.errors import RunError, UserError, check
 from pretrain.core.fields import check_fields
 from pretrain.core.rng import host_rng
 from pretrain.data.tokenizers import Bytes, HuggingFace, SentencePiece, Tokenizer, load
+from pretrain.data.word_tokenizer import SPECIAL, Words, count_words
 
-KINDS = ("bpe", "unigram", "byte_bpe", "bytes", "load")
+KINDS = ("bpe", "unigram", "byte_bpe", "bytes", "words", "load")
 SMALLEST = 320  # the 256 bytes, special ids and a few pieces
 TRAINING_THREADS = 8  # on every machine: sums of floats, and with them a unigram model, depend on the number
 # How tiktoken's published ranks cut text into words; its ranks files do not say.
@@ -38,8 +39,9 @@ class TokenizerConfig:
 
     Attributes:
         kind: "bpe" or "unigram" (SentencePiece) and "byte_bpe" (Hugging Face) are trained on the train split; "bytes"
-            needs no training; "load" takes the model at `path`.
-        vocab_size: ids in all, sentinels and special ids included; a tiny corpus may give fewer.
+            needs no training; "words" counts the words of the train split, for word vectors; "load" takes the model
+            at `path`.
+        vocab_size: ids in all, sentinels and special ids included; a tiny corpus may give fewer, and so may "words".
         path: for "load": a SentencePiece `.model`, a `tokenizer.json`, tiktoken ranks (`.tiktoken`), or a folder
             written by this project.
         extra_ids: sentinels for span corruption and infilling.
@@ -47,6 +49,8 @@ class TokenizerConfig:
         seed: draws the sample.
         eos_token, bos_token, pad_token, unk_token: names in a `tokenizer.json`, where they are not the usual ones.
         pattern: how tiktoken ranks cut words: "gpt2", "cl100k" or a regular expression.
+        word_pattern, lowercase, min_count: for "words": the regular expression of a word, whether upper case is
+            folded, and below how many occurrences words are left out.
     """
 
     kind: str = "bpe"
@@ -60,11 +64,15 @@ class TokenizerConfig:
     pad_token: str | None = None
     unk_token: str | None = None
     pattern: str = "cl100k"
+    word_pattern: str = r"\w+"
+    lowercase: bool = True
+    min_count: int = 5
 
     def __post_init__(self):
         check_fields(self)
         check(self.kind in KINDS, f"TokenizerConfig.kind = {self.kind!r}: choose one of {', '.join(KINDS)}")
         check(self.extra_ids >= 0, f"TokenizerConfig.extra_ids = {self.extra_ids} must be 0 or more")
+        check(self.min_count >= 1, f"TokenizerConfig.min_count = {self.min_count} must be 1 or more")
         check(self.sample_megabytes > 0, "TokenizerConfig.sample_megabytes must be positive")
         trained = self.kind not in ("bytes", "load")
         size = self.vocab_size - self.extra_ids
@@ -87,6 +95,10 @@ def train_or_load(config: TokenizerConfig, texts: Iterable[str], folder: os.Path
         tokenizer: Tokenizer = Bytes(config.extra_ids)
     elif config.kind == "load":
         tokenizer = load_path(config)
+    elif config.kind == "words":
+        most = config.vocab_size - config.extra_ids - len(SPECIAL)
+        how = {"pattern": config.word_pattern, "lowercase": config.lowercase, "min_count": config.min_count}
+        tokenizer = Words(count_words(texts, most=most, **how), config.extra_ids)
     else:
         sample = _sample(_blocks(texts), int(config.sample_megabytes * 1e6), config.seed)
         check(bool(sample), "cannot train a tokenizer: the train split holds no text")

@@ -33,6 +33,7 @@ class Tokenizer(abc.ABC):
         pad_id, bos_id, eos_id, unk_id: special ids; `bos_id` equals `eos_id` where the model has none.
         base_size: number of ids without sentinels.
         num_extra_ids: number of sentinels at the end of the vocabulary.
+        counts: int64 [vocab_size], occurrences in the training text, where the model keeps them.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Tokenizer(abc.ABC):
     unk_id: int
     base_size: int
     num_extra_ids: int
+    counts: np.ndarray | None = None
 
     @abc.abstractmethod
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
@@ -299,6 +301,10 @@ def load(folder: os.PathLike | str) -> Tokenizer:
         tokenizer = HuggingFace(
             (folder / HuggingFace.model_file).read_bytes(), info["extra_ids"], info["special_tokens"]
         )
+    elif info["kind"] == "words":
+        from pretrain.data.word_tokenizer import Words  # which is one of the kinds above, and builds on this module
+
+        tokenizer = Words((folder / Words.model_file).read_bytes(), info["extra_ids"])
     else:
         raise RunError(f"{folder / INFO_FILE}: unknown kind of tokenizer {info['kind']!r}")
     if tokenizer.fingerprint != info["fingerprint"]:

@@ -30,12 +30,16 @@ from pretrain.train.step import StepBuilder
 
 LENGTH = 16
 SETTINGS: dict[str, list[dict]] = {
+    "SkipGram": [{"block": 8, "window": 3, "subsample": 0.0}],
+    "ContinuousBagOfWords": [{"block": 8, "window": 3, "subsample": 0.0}],
     "Causal": [{"z_loss": 0.01}],  # two terms
     "Masked": [{"rate": 0.6}, {"rate": 0.6, "whole_words": True, "span_p": 0.5}],  # at 15 % rows weigh too little
     "NextSentence": [{"rate": 0.6}],
     "ReplacedTokens": [{"rate": 0.6}],
     "MultiToken": [{"ahead": 2, "z_loss": 0.01}],
-    "SpanCorruption": [{"density": 0.5, "mean_span": 2.0, "layout": layout} for layout in ("encoder_decoder", "decoder")],
+    "SpanCorruption": [
+        {"density": 0.5, "mean_span": 2.0, "layout": layout} for layout in ("encoder_decoder", "decoder")
+    ],
     "MixtureOfDenoisers": [{"denoisers": (("R", 0.3, 2.0), ("S", 0.5, None)), "label_smoothing": 0.1}],
     "Mixed": [
         {"objectives": (Causal(z_loss=0.01), PrefixLM(), SpanCorruption(layout="decoder", density=0.5))},
@@ -43,7 +47,9 @@ SETTINGS: dict[str, list[dict]] = {
     ],
 }
 PACKED: dict[str, Callable[[], Batch]] = {}
-VOCABULARY = Vocabulary(VOCAB + 128, num_sentinels=128, starts_word=np.arange(VOCAB + 128) % 3 == 0)
+SIZE = VOCAB + 128
+COUNTS = np.array([0] * 4 + [1] * (VOCAB - 4) + [10**6] * 128)  # noise words are hardly ever words of the batch
+VOCABULARY = Vocabulary(SIZE, num_sentinels=128, starts_word=np.arange(SIZE) % 3 == 0, counts=COUNTS)
 
 
 def objective_classes() -> list[type[Objective]]:
