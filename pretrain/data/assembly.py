@@ -8,6 +8,8 @@ Axes: R rows, L elements of a row. Packed rows, as an objective's `finish` gets 
     first_inputs   int32 [R, L], for text: at the start of a piece, what to feed the model to predict its first token:
                    BOS at the start of a document, the token before where a long document goes on. 0 elsewhere.
     source_ids     int32 [R, L], number of the source each row comes from; -1 for rows past the end.
+    source_weights float32 [R, L], where the objective has weights of that name for sources.
+    steps          int64 [R, L], the step each row is for, where the objective has `reads_steps` (the loader adds it).
 With several packed features, `<feature>_segment_ids` and `<feature>_positions` belong to each.
 """
 
@@ -102,6 +104,8 @@ class Assembler:
     ):
         self._objective, self._lengths, self._table, self._shards = objective, lengths, list(table), list(shards)
         self._purposes = [purpose_id(f"source {source}") for source in sources]
+        weights = getattr(objective, "source_weights", None)  # the last one is of rows past the end
+        self._weights = np.array([*(weights.get(source, 1) for source in sources), 1], np.float32) if weights else None
         self._bos, self._vocab_size, self._seed = bos_id, vocab_size, seed
         self._identity = getattr(type(objective).prepare, "identity", False)
         self._long = Recent(LONG_RECORDS, len)
@@ -120,6 +124,8 @@ class Assembler:
             rows["first_inputs"] = self._first_inputs(contents, records, rows["positions"], rows["segment_ids"])
         shape = (len(contents.row_source), self._lengths.capacity[0])
         rows["source_ids"] = np.broadcast_to(contents.row_source[:, None], shape)
+        if self._weights is not None:
+            rows["source_weights"] = np.broadcast_to(self._weights[contents.row_source][:, None], shape)
         return rows
 
     def documents(self, contents: Contents) -> np.ndarray:

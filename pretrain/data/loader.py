@@ -180,6 +180,8 @@ class Loader:
         seed: int,
         config: LoaderConfig,
     ):
+        unknown = sorted((getattr(objective, "source_weights", None) or {}).keys() - sources.info["sources"].keys())
+        check(not unknown, f"source_weights: the cache has no source {', '.join(unknown)}")
         self._stream, self._objective, self._seed, self._config = stream, objective, seed, config
         self._rows, self._position = rows, position
         self._assembler = Assembler(
@@ -260,6 +262,8 @@ class Loader:
             low, high = low // size * size, -(-high // size) * size
         rows = (steps[:, None] * mine.batch_size + np.arange(low, high)).reshape(-1)
         packed = self._assembler.rows(contents(self._stream, rows, mine.end))
+        if getattr(self._objective, "reads_steps", False):
+            packed["steps"] = np.broadcast_to((rows // mine.batch_size)[:, None], packed["source_ids"].shape)
         parts = []
         for start in range(0, len(rows), size):
             part = {name: array[start : start + size] for name, array in packed.items()}

@@ -67,6 +67,8 @@ class Mixed(Objective):
                 f"Mixed: {name} changes records before they are packed, which a mixture cannot",
             )
 
+    reads_steps = True  # the loader says which step each row is for
+
     @property
     def names(self) -> list[str]:
         """Of the objectives, in metrics."""
@@ -126,7 +128,8 @@ class Mixed(Objective):
         rows, columns = packed["tokens"].shape
         steps_R = packed["steps"].reshape(rows, -1)[:, 0] if "steps" in packed else np.zeros(rows)
         limits_RO = np.cumsum(self.shares_at(steps_R), axis=1)[:, :-1]
-        chosen_R = np.sum(rng.random(rows)[:, None] >= limits_RO, axis=1).astype(np.int32)
+        points_R = (rng.permutation(rows) + rng.random()) / max(rows, 1)  # evenly spread: shares hold to within a row
+        chosen_R = np.sum(points_R[:, None] >= limits_RO, axis=1).astype(np.int32)
         batch = {name: spec.zeros() for name, spec in self._spec(rows, columns).items()}
         batch["objective"] += chosen_R[:, None]
         for number, each in enumerate(self.objectives):
