@@ -91,9 +91,10 @@ def replace(
     draws_BK = rng.random(hidden.positions_BK.shape, np.float32)
     if by_unit:
         draws_BK = np.take_along_axis(rng.random(tokens_BL.shape, np.float32), hidden.units_BK, axis=1)
-    special = [vocabulary.pad_id, vocabulary.bos_id, vocabulary.eos_id]
-    words = np.setdiff1d(np.arange(vocabulary.text_size, dtype=np.int32), special)
-    others_BK = words[rng.integers(0, len(words), draws_BK.shape, np.int32)]
+    special = sorted({vocabulary.pad_id, vocabulary.bos_id, vocabulary.eos_id})
+    others_BK = rng.integers(0, vocabulary.text_size - len(special), draws_BK.shape, np.int32)
+    for id in special:  # counts on past it
+        others_BK += others_BK >= id
     shown_BK = np.where(draws_BK < mask + random, others_BK, hidden.targets_BK)
     shown_BK = np.where(draws_BK < mask, vocabulary.sentinel(0), shown_BK)
     replaced_BL = tokens_BL.astype(np.int32)

@@ -1,9 +1,10 @@
 """BERT's pretraining: masked tokens, and whether the second part of a text follows the first (Devlin et al. 2018).
 
-Each packed piece of a document becomes  BOS, first part, EOS, second part  with token types 0 and 1. Pieces of like
-length are brought together two by two; both are cut so that their second parts are equally long, and with a chance of one
-half these change places. So lengths and ends of a piece say nothing on the answer, rows stay full, and each token of the
-corpus is still seen once an epoch. A piece that is left alone has no answer; its tokens are masked like others.
+Each packed piece of a document becomes BOS, first part, EOS, second part with token types 0 and 1. Pieces of like
+length are brought together two by two; both are cut so that their second parts are equally long, and with a chance of
+one half these change places. So lengths and ends of a piece say nothing on the answer, rows stay full, and each token
+of the corpus is still seen once an epoch. A piece that is left alone has no answer; its tokens are masked like
+others.
 
 Axes: B batch · L length · S pieces · T tokens of pieces · P answers a row may hold.
 """
