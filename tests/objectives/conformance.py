@@ -40,7 +40,7 @@ SETTINGS: dict[str, list[dict]] = {
     "SpanCorruption": [
         {"density": 0.5, "mean_span": 2.0, "layout": layout} for layout in ("encoder_decoder", "decoder")
     ],
-    "MixtureOfDenoisers": [{"denoisers": (("R", 0.3, 2.0), ("S", 0.5, None)), "label_smoothing": 0.1}],
+    "MixtureOfDenoisers": [{"denoisers": (("R", 0.3, 2.0), ("S", 0.5, None))}],
     "Mixed": [
         {"objectives": (Causal(z_loss=0.01), PrefixLM(), SpanCorruption(layout="decoder", density=0.5))},
         {"objectives": (TextInfilling(), SpanCorruption(density=0.5)), "average": "objectives"},
