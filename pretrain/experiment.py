@@ -291,7 +291,7 @@ class Experiment:
         """The objective with the tokenizer's ids."""
         t = self.tokenizer
         ids = t.pad_id, t.bos_id, t.eos_id
-        return self.objective.bind(Vocabulary(t.vocab_size, *ids, t.num_extra_ids, t.starts_word))
+        return self.objective.bind(Vocabulary(t.vocab_size, *ids, t.num_extra_ids, t.starts_word, t.counts))
 
     @functools.cached_property
     def model(self) -> FunctionalModel:
@@ -312,7 +312,7 @@ class Experiment:
         training, config = self.training, LoaderConfig()
         return make_loader(
             self.data / "cache", split=split, objective=self.task, batch_size=training.batch_size,
-            sequence_length=self.objective.packed_length(training.sequence_length), seed=training.seed,
+            sequence_length=self.task.packed_length(training.sequence_length), seed=training.seed,
             num_threads=config.num_threads, prefetch=config.prefetch, **options,
         )  # fmt: skip
 
