@@ -118,3 +118,9 @@ def test_tests_keep_up_with_the_code():
         return sum(1 for p in paths for line in p.read_text().splitlines() if line.strip())
 
     assert lines(sorted((ROOT / "tests").rglob("*.py"))) >= 0.6 * lines(MODULES)
+
+
+def test_test_files_have_names_of_their_own():
+    """Without packages in tests/, pytest takes two files of one name for one module."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
