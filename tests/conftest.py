@@ -7,8 +7,6 @@ import subprocess
 import sys
 import tempfile
 
-collect_ignore = ["parity"]  # needs torch: `make test-parity`
-
 # Before jax is imported, here and in every process that tests start: the CPU, and one compilation per program.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="pretrain-tests-"))
@@ -23,6 +21,8 @@ from pretrain.main import main
 # Tests look at numbers, not at speed: XLA compiles this process's programs in half the time. Processes started by tests
 # run as a user's would.
 jax.config.update("jax_disable_most_optimizations", True)
+
+collect_ignore = ["parity"]  # needs torch: `make test-parity`
 
 
 @pytest.fixture(scope="session")
