@@ -33,9 +33,9 @@ def train(data: str, workdir: Path, seed: int, steps: int, routed: bool) -> dict
     shutil.rmtree(workdir, ignore_errors=True)
     Experiment.from_gin([str(RUN)], bindings, workdir=str(workdir)).train()
     rows = read_metrics(workdir / "metrics.jsonl")
-    loads = {name: float(np.mean([row[name] for row in rows[-50:]])) for name in rows[-1] if "expert_load_m" in name}
-    nats = rows[-1].get("validation_cross_entropy", rows[-1]["validation_loss"])
-    return {"loss": nats, **{name: load for name, load in loads.items() if not name.startswith("validation")}}
+    names = ("expert_load_min", "expert_load_max") if routed else ()
+    loads = {name: float(np.mean([row[name] for row in rows[-50:]])) for name in names}
+    return {"loss": rows[-1].get("validation_cross_entropy", rows[-1]["validation_loss"]), **loads}
 
 
 def main() -> None:

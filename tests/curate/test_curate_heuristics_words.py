@@ -41,6 +41,14 @@ def test_words_equal_plain_python(texts):
     assert as_lists(split_words(texts_array(texts))) == [slow_words.words(text) for text in texts]
 
 
+def test_white_space_of_several_bytes_at_the_end_is_no_word():
+    """Whatever lay in memory before: without trimming, two batches in five had such a word here."""
+    texts = ["a.m.a.m.0000 ", "a.m.a.m.a.m.a.m.a.m.a.m.a.m. \x80a.m.a.m.Jr.a.m.   \x85"]
+    for number in range(300):
+        split_words(texts_array([("a", "é", "\x85 b", "ffff \u3000")[number % 4] * (number % 19 + 1)]))
+        assert as_lists(split_words(texts_array(texts))) == [slow_words.words(text) for text in texts]
+
+
 # What spaCy 3.8.18's English tokenizer says.
 SPACY = {
     "Hello, it's a don't \"test\"...": "Hello , it 's a do n't \" test \" ...",
