@@ -11,6 +11,7 @@ import argparse
 import time
 
 import numpy as np
+from input_pipeline import Identity
 
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
@@ -21,28 +22,10 @@ LENGTHS = (256, 512, 2048)
 KINDS = {"T5": SpanCorruption, "UL2": MixtureOfDenoisers, "BART": TextInfilling}
 
 
-class Packed:
-    """Hands packed rows on as they are."""
-
-    features = ("tokens",)
-    random_finish = False
-
-    def prepare(self, record, rng):
-        return record
-
-    prepare.identity = True
-
-    def prepared_length(self, lengths):
-        return lengths
-
-    def finish(self, packed, rng):
-        return packed
-
-
 def measure(cache: str, objective: Denoising, length: int, rows: int, seconds: float) -> str:
     """One line of the table."""
     columns = objective.packed_length(length)
-    loader = make_loader(cache, split="train", objective=Packed(), batch_size=rows, sequence_length=columns, seed=0)
+    loader = make_loader(cache, split="train", objective=Identity(), batch_size=rows, sequence_length=columns, seed=0)
     packed = loader.batch(0)
     tokens = np.count_nonzero(packed["segment_ids"])
     started, times = time.perf_counter(), 0

@@ -31,10 +31,12 @@ class Source:
     Attributes:
         name: theirs.
         convert: their array and our shape (of one layer, one expert) to ours.
+        parts: parameters of ours that their array holds.
     """
 
     name: str
     convert: Convert
+    parts: int = 1
 
 
 def same(name: str) -> Source:
@@ -49,7 +51,7 @@ def linear(name: str) -> Source:
 
 def part_of_three(name: str, part: int) -> Source:
     """Query, key or value of GPT-2's joint projection [in, 3 * out] (its weights are not transposed)."""
-    return Source(name, lambda array, shape: np.split(array, 3, axis=-1)[part].reshape(shape))
+    return Source(name, lambda array, shape: np.split(array, 3, axis=-1)[part].reshape(shape), parts=3)
 
 
 DECODER = ModelNeeds(architectures=("decoder",))
@@ -286,8 +288,7 @@ def _parameter(name: str, ours: Any, *, table, tensors: Mapping[str, Array], con
         return array
 
     def convert(name: str, shape: tuple[int, ...]) -> Array:
-        split = 3 if "c_attn" in name else 1
-        return source.convert(read(name, (split, *shape)), shape)
+        return source.convert(read(name, (source.parts, *shape)), shape)
 
     if "{layer}" not in source.name:
         return convert(source.name, shape)

@@ -31,6 +31,10 @@ class Replacer(nnx.Module):
     """ELECTRA's two encoders (Clark et al. 2020): a small generator and the model proper, with shared embeddings."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, size: float):
+        check(
+            config.tie_embeddings,
+            "ELECTRA's discriminator has no logits: TransformerConfig.tie_embeddings must be True",
+        )
         heads = max(1, round(config.num_heads * size))
         small = dataclasses.replace(
             config, num_heads=heads, kv_heads=None, head_dim=config.query_dim, embed_dim=heads * config.query_dim,

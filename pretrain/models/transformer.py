@@ -64,8 +64,9 @@ class Transformer(nnx.Module):
         self.encoder = Stack(config, encoder_layers, two_sided=True, rngs=rngs) if encodes else None
         self.decoder = Stack(config, config.num_layers, cross=both, rngs=rngs) if kind != "encoder" else None
         rows = config.vocab_size
+        columns = config.table_dim if "masked" in heads else config.embed_dim  # of what the logits are made from
         untied = not config.tie_embeddings
-        self.unembedding = param(table(rows, config.embed_dim).T, ("embed", "vocab")) if untied else None
+        self.unembedding = param(table(rows, columns).T, ("embed", "vocab")) if untied else None
         shapes = (config.table_dim,), (config.embed_dim,)
         projected = config.table_dim != config.embed_dim
         self.embedding_projection = Projection(*shapes, (None, "embed"), config, rngs=rngs) if projected else None

@@ -56,9 +56,23 @@ class Denoising(Objective):
     def noise(self) -> Sequence[Noise]:
         """The kinds of noise; `kinds` draws one for each row."""
 
-    @abc.abstractmethod
     def corrupt(self, pieces: Pieces, noise_P, spans_P, kind_P, rng) -> tuple[Pieces, Pieces]:
-        """Inputs and targets of pieces that have so much noise in so many spans."""
+        """Inputs and targets of pieces that have so much noise in so many spans: here sentinels for spans, as in T5."""
+        is_noise_T, span_T = spans_of(pieces.lengths_P, noise_P, spans_P, rng)
+        sentinel_T = self.vocabulary.sentinel(span_T)
+        follows_noise_T = np.concatenate([[True], is_noise_T[:-1]])[: len(is_noise_T)]
+        turns_T = is_noise_T != follows_noise_T  # the first token of each span, and of the text between spans
+
+        def marked(taken_T, lengths_P):
+            """The text with each run of `taken_T` made one sentinel."""
+            tokens_T = np.where(taken_T, sentinel_T, pieces.tokens_T)[~taken_T | turns_T]
+            return Pieces(tokens_T, lengths_P, *pieces[2:])
+
+        inputs = marked(is_noise_T, pieces.lengths_P - noise_P + spans_P)
+        targets = marked(~is_noise_T, noise_P + spans_P)
+        mode_N = np.array([-1 if n.mode is None else self.vocabulary.sentinel(n.mode) for n in self.noise])
+        eos = self.vocabulary.eos_id
+        return with_ends(inputs, eos, mode_N[kind_P]), with_ends(targets, eos)
 
     def kinds(self, rows: int, rng: np.random.Generator) -> np.ndarray:
         """The kind of noise of each row, int64 [rows]."""
@@ -215,23 +229,6 @@ class SpanCorruption(Denoising):
     def noise(self) -> Sequence[Noise]:
         return [Noise(self.density, self.mean_span)]
 
-    def corrupt(self, pieces, noise_P, spans_P, kind_P, rng):
-        is_noise_T, span_T = spans_of(pieces.lengths_P, noise_P, spans_P, rng)
-        sentinel_T = self.vocabulary.sentinel(span_T)
-        follows_noise_T = np.concatenate([[True], is_noise_T[:-1]])[: len(is_noise_T)]
-        turns_T = is_noise_T != follows_noise_T  # the first token of each span, and of the text between spans
-
-        def marked(taken_T, lengths_P):
-            """The text with each run of `taken_T` made one sentinel."""
-            tokens_T = np.where(taken_T, sentinel_T, pieces.tokens_T)[~taken_T | turns_T]
-            return Pieces(tokens_T, lengths_P, *pieces[2:])
-
-        inputs = marked(is_noise_T, pieces.lengths_P - noise_P + spans_P)
-        targets = marked(~is_noise_T, noise_P + spans_P)
-        mode_N = np.array([-1 if n.mode is None else self.vocabulary.sentinel(n.mode) for n in self.noise])
-        eos = self.vocabulary.eos_id
-        return with_ends(inputs, eos, mode_N[kind_P]), with_ends(targets, eos)
-
 
 def check_noise(objective: Objective, density: float, mean_span: float) -> None:
     """Raises `UserError` unless noise is a part of a text, in spans of a token or more."""
@@ -250,7 +247,7 @@ UL2 = (
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class MixtureOfDenoisers(SpanCorruption):
+class MixtureOfDenoisers(Denoising):
     """UL2: every row has one of several kinds of noise, and each input begins with a token for its mode.
 
     A row is as long for all kinds, so what fills it with one kind may leave room with another.
@@ -297,8 +294,8 @@ def check_shares(name: str, shares: Sequence[float] | None, count: int) -> None:
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class TextInfilling(Denoising):
-    """BART: each span is replaced by one mask, an empty span too, and the target is the whole text.
+class TextInfilling(SpanCorruption):
+    """BART: each span becomes one mask, an empty span too, and the target is the whole text.
 
     Attributes:
         density: share of the tokens that is noise.
@@ -307,11 +304,6 @@ class TextInfilling(Denoising):
 
     sentinels: int = 1
     density: float = 0.3
-    mean_span: float = 3.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_noise(self, self.density, self.mean_span)
 
     @property
     def noise(self) -> Sequence[Noise]:

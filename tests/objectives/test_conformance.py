@@ -135,8 +135,8 @@ def test_a_head_in_parts_is_the_whole_head(objective, plain, chunks):
 
 
 def test_overfits_one_batch(objective):
-    """200 steps of Adam bring the loss on one batch to 1/200, when no two documents begin alike or are hidden whole."""
-    rows = packed(objective, [[16], [14], [12], [10]])
+    """200 steps of Adam bring the loss on one batch near 0, when no two documents begin alike or are hidden whole."""
+    rows = packed(objective, [[16], [14], [12], [10]]) if objective.random_finish else packed(objective)
     if "first_inputs" in rows:
         starts = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
         rows["first_inputs"][starts] = np.arange(starts.sum())
@@ -156,7 +156,7 @@ def test_overfits_one_batch(objective):
 
     losses = np.asarray(fit(jax.jit(model_of(objective).init)(jax.random.key(0))))
     assert losses[0] > 3
-    assert losses[-1] < losses[0] / 200, losses[::20]
+    assert losses[-1] < max(0.02, losses[0] / 1000), losses[::20]  # ELECTRA counts its second term fifty times
 
 
 def test_one_device_is_eight_devices(eight_devices):
