@@ -6,6 +6,7 @@ computes a batch. Batches are made a block at a time (what one bulk read is good
 No TensorFlow.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ from pretrain.data.sources import Sources, open_sources
 from pretrain.data.stream import Stream
 
 BLOCK_BYTES = 2 << 20  # of one packed feature, read and laid out at once
-RANDOM_GROUPS = 64  # parts of a global batch that draw random numbers of their own in an objective's `finish`
+# An objective's `finish` draws random numbers for groups of rows: at most so many in a global batch, of at least so many
+# rows where the batch has them. What a small batch draws may look across rows, and long arrays are faster than short ones.
+RANDOM_GROUPS, GROUP_ROWS = 64, 16
 
 
 @gin.configurable
@@ -257,8 +260,7 @@ class Loader:
         mine, size = self._rows, len(steps) * self._rows.count
         low, high = mine.first, mine.first + mine.count
         if getattr(self._objective, "random_finish", True):
-            # Random numbers are drawn for groups of rows that do not depend on the number of hosts.
-            size = mine.batch_size // int(np.gcd(mine.batch_size, RANDOM_GROUPS))
+            size = group_rows(mine.batch_size)  # whatever the number of hosts
             low, high = low // size * size, -(-high // size) * size
         rows = (steps[:, None] * mine.batch_size + np.arange(low, high)).reshape(-1)
         packed = self._assembler.rows(contents(self._stream, rows, mine.end))
@@ -276,6 +278,14 @@ class Loader:
         return {
             name: array.reshape(len(steps), high - low, *array.shape[1:])[:, inside] for name, array in batch.items()
         }
+
+
+def group_rows(batch_size: int) -> int:
+    """Rows of a global batch whose random numbers are drawn together; divides the batch."""
+    groups = math.gcd(batch_size, RANDOM_GROUPS)
+    while groups > 1 and batch_size // groups < GROUP_ROWS:
+        groups //= 2
+    return batch_size // groups
 
 
 class _Blocks:

@@ -19,7 +19,7 @@ from toy_data import Halves, Noisy, Plain, log_normal, write_cache
 
 from pretrain.core.errors import RunError, UserError
 from pretrain.data import loader as loader_module
-from pretrain.data.loader import LoaderConfig, make_loader
+from pretrain.data.loader import LoaderConfig, group_rows, make_loader
 from pretrain.data.mixing import MixtureConfig
 
 LENGTHS = {"books": [log_normal(60, 90, 1), log_normal(50, 90, 2)], "web": [log_normal(150, 20, 3)]}
@@ -427,3 +427,11 @@ def test_no_tensorflow_is_needed(cache):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
     assert done.stdout == "3 fine\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rows"),
+    [(1, 1), (6, 6), (15, 15), (16, 16), (20, 20), (48, 24), (64, 16), (100, 25), (1024, 16), (4096, 64)],
+)
+def test_random_numbers_are_drawn_for_groups_of_rows(batch_size, rows):
+    assert group_rows(batch_size) == rows
