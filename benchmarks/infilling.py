@@ -50,7 +50,7 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
 
 def nats(experiment: Experiment, objective, batch: dict) -> np.ndarray:
     """Negative log-likelihood of every target of a batch."""
-    _, params = experiment._checkpoint(None)
+    _, params = experiment.checkpoint()
 
     @jax.jit
     def of(params, batch):

@@ -79,7 +79,7 @@ def best_ngram(models: list[Counts], tokens_T, documents_T, places_P, targets_P)
 def held_out(experiment: Experiment) -> dict[str, np.ndarray]:
     """Held-out rows end to end: tokens as shown and as in the text, documents; of masks: places, targets, guesses."""
     model, task, mask = experiment.model, experiment.task, experiment.task.vocabulary.sentinel(0)
-    _, params = experiment._checkpoint(None)
+    _, params = experiment.checkpoint()
 
     @jax.jit
     def guesses(params, batch):

@@ -27,6 +27,7 @@ from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
 from pretrain.data.word_tokenizer import Words, count_words
 from pretrain.evaluate.word_vectors import WordVectors, load_word_vectors
+from pretrain.evaluation import word_vectors
 from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives.skip_gram import SkipGram
@@ -98,8 +99,7 @@ class Ours:
             state, _ = self.step(state, batch)
         jax.block_until_ready(state)
         speed = self.tokens.size * EPOCHS / (time.perf_counter() - start)
-        vectors = np.asarray(state.params["words"], np.float32)
-        return WordVectors(self.words.words[4:], vectors[4 : self.words.base_size]), speed
+        return word_vectors(self.words, state.params), speed
 
 
 def main() -> int:

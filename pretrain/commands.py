@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from pretrain.core.errors import UserError
+from pretrain.core.errors import UserError, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,21 @@ def _inspect_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("html", None, "also write a page that shows every token to this file", flag_values=values)
 
 
+def _words_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_multi_string("similar", [], "word whose nearest ones to print", flag_values=values)
+    flags.DEFINE_multi_string(
+        "analogy", [], "three words A,B,C: print what is to C as B is to A, e.g. man,king,woman", flag_values=values
+    )
+    flags.DEFINE_integer("count", 10, "words to print for each question", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "judgements", None, "file of word, word, score with tabs between: print Spearman's correlation",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "output", None, "file for the vectors in word2vec's format, binary where it ends in .bin", flag_values=values
+    )
+
+
 def all_of(*definers: Callable) -> Callable[[flags.FlagValues], None]:
     def define(values: flags.FlagValues) -> None:
         for definer in definers:
@@ -216,6 +231,27 @@ def _generate(values, bindings):
         print(sample["prompt"] + sample["text"], end="\n\n")
 
 
+def _words(values, bindings):
+    from pretrain.evaluation import word_vectors
+
+    asked = values.similar or values.analogy or values.output or values.judgements
+    check(bool(asked), "nothing to do: give --similar, --analogy, --judgements or --output")
+    check(values.workdir is not None, "--workdir is missing: the folder of a run that trained word vectors")
+    experiment = _experiment(values, bindings)
+    vectors = word_vectors(experiment.tokenizer, experiment.checkpoint(values.checkpoint_step)[1])
+    found = {word: vectors.most_similar([word], count=values.count) for word in values.similar}
+    for question in values.analogy:
+        words = [word.strip() for word in question.split(",")]
+        check(len(words) == 3, f"--analogy={question}: give three words with commas between, A,B,C")
+        found[question] = vectors.analogy(*words, count=values.count)
+    for question, answers in found.items():
+        print(question + ":", ", ".join(f"{word} {cosine:.3f}" for word, cosine in answers))
+    if values.output is not None:
+        vectors.save(values.output)
+    if values.judgements is not None:
+        print(json.dumps(vectors.correlation(values.judgements)))
+
+
 def _inspect(values, bindings):
     names = ("step", "split", "rows", "characters", "html")
     print(_experiment(values, bindings).inspect(**{name: getattr(values, name) for name in names}))
@@ -238,5 +274,7 @@ PIPELINE = {
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
                         all_of(common_flags, _checkpoint_flag), _evaluate),
     "generate": Command("samples from the trained model", all_of(common_flags, _generate_flags), _generate),
+    "words": Command("word vectors: nearest words, analogies, judgements, word2vec's files",
+                     all_of(common_flags, _checkpoint_flag, _words_flags), _words),
     "report": Command("one self-contained report.html", common_flags, _report),
 }  # fmt: skip

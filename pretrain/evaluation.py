@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from pretrain.core.batch import ArraySpec, Batch
@@ -16,8 +17,10 @@ from pretrain.core.storage import Path
 from pretrain.data.cache import read_info
 from pretrain.data.documents import stored_tokens, texts
 from pretrain.data.tokenizers import Tokenizer
+from pretrain.data.word_tokenizer import Words
 from pretrain.evaluate.baselines import compressor_baselines
 from pretrain.evaluate.perplexity import Perplexity, score_documents, summary
+from pretrain.evaluate.word_vectors import WordVectors
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.causal import Causal
 from pretrain.sharding.placement import batch_shardings, place_batch
@@ -82,3 +85,17 @@ def score_objective(
         totals = new if totals is None else jax.tree.map(lambda a, b: a + b, totals, new)
     check(totals is not None, "there is no whole batch of validation documents: lower BATCH_SIZE")
     return {name: float(value) for name, value in summarize(*totals).items()}
+
+
+def word_vectors(tokenizer: Tokenizer, params: Params) -> WordVectors:
+    """The vectors of a vocabulary of words, without those of special ids.
+
+    Raises:
+        UserError: the run has trained no word vectors.
+    """
+    check(
+        isinstance(tokenizer, Words) and "words" in params,
+        "this run holds no word vectors: train some, e.g. with gin_configs/runs/word2vec_quickstart.gin",
+    )
+    rows = slice(tokenizer.num_special, tokenizer.base_size)
+    return WordVectors(tokenizer.words[rows], np.asarray(params["words"], np.float32)[rows])

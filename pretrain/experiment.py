@@ -191,7 +191,7 @@ class Experiment:
             reuse: return what `evaluation.json` holds when it is of that checkpoint.
         """
         path = self.workdir / "evaluation.json"
-        step, params = self._checkpoint(checkpoint_step)
+        step, params = self.checkpoint(checkpoint_step)
         if reuse and path.exists() and read_json(path)["step"] == step:
             say(f"evaluate: {path} is there already")
             return read_json(path)
@@ -229,7 +229,7 @@ class Experiment:
         kind = type(self.objective).__name__
         check(self.objective.generates, f"{kind} does not train a model to continue text: there is nothing to generate")
         config = Generation(**changes)
-        _, params = self._checkpoint(checkpoint_step)
+        _, params = self.checkpoint(checkpoint_step)
         samples = []
         for prompt in prompts or config.prompts:
             ids = np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode([prompt])[0]])
@@ -369,7 +369,8 @@ class Experiment:
             "the mesh splits a batch (data x fsdp x expert)",
         )
 
-    def _checkpoint(self, step: int | None) -> tuple[int, Params]:
+    def checkpoint(self, step: int | None = None) -> tuple[int, Params]:
+        """Step and parameters of a checkpoint, the newest by default."""
         check((self.workdir / "checkpoints").exists(), f"no checkpoint in {self.workdir}: run `pretrain train` first")
         with Checkpointer(self.workdir / "checkpoints", read_only=True) as checkpointer:
             step = checkpointer.latest_step() if step is None else step

@@ -31,8 +31,8 @@ from pretrain.data.sources import Sources, open_sources
 from pretrain.data.stream import Stream
 
 BLOCK_BYTES = 2 << 20  # of one packed feature, read and laid out at once
-# An objective's `finish` draws random numbers for groups of rows: at most so many in a global batch, of at least so many
-# rows where the batch has them. What a small batch draws may look across rows, and long arrays are faster than short ones.
+# An objective's `finish` draws random numbers for groups of rows: at most so many in a batch, each of at least so many
+# rows where the batch has them, since an objective may look across rows and long arrays are faster.
 RANDOM_GROUPS, GROUP_ROWS = 64, 16
 
 

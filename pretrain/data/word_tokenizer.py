@@ -26,12 +26,14 @@ class Words(Tokenizer):
 
     Attributes:
         words: of each id without sentinels, its text.
+        num_special: ids before the first word.
         counts: int64 [vocab_size], occurrences in the text that was counted; 0 for special ids and sentinels.
     """
 
     kind = "words"
     model_file = "words.json"
     pad_id, eos_id, unk_id, bos_id = range(4)
+    num_special = len(SPECIAL)
 
     def __init__(self, model: bytes, extra_ids: int = 0):
         try:
@@ -42,8 +44,8 @@ class Words(Tokenizer):
         except (ValueError, TypeError, KeyError, re.error) as error:
             raise UserError(f"not a vocabulary of words: {str(error)[:200]}") from error
         self._model, self.num_extra_ids, self.base_size = model, extra_ids, len(self.words)
-        self.counts = np.array([0] * len(SPECIAL) + counts + [0] * extra_ids, np.int64)
-        self._ids = {word: id for id, word in enumerate(self.words) if id >= len(SPECIAL)}
+        self.counts = np.array([0] * self.num_special + counts + [0] * extra_ids, np.int64)
+        self._ids = {word: id for id, word in enumerate(self.words) if id >= self.num_special}
 
     def model_bytes(self) -> bytes:
         return self._model

@@ -80,6 +80,7 @@ class WordVectors:
         Returns:
             `spearman`; `pairs` that were compared; `missing` pairs with a word that has no vector.
         """
+        check(Path(path).exists(), f"no such file: {path}")
         cosines, scores, missing = [], [], 0
         for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
             if not line.strip() or line.startswith("#"):
@@ -122,8 +123,9 @@ def load_word_vectors(path: os.PathLike | str, binary: bool | None = None) -> Wo
     """Reads word2vec's format; binary where asked, or by the ending ".bin".
 
     Raises:
-        UserError: the file is none, or ends early.
+        UserError: there is no such file, it is of another kind, or it ends early.
     """
+    check(Path(path).exists(), f"no such file: {path}")
     data = Path(path).read_bytes()
     header, _, body = data.partition(b"\n")
     try:
