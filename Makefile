@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix test-parity clean
+.PHONY: quickstart test lint test-matrix test-parity faults clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests
+
+# Faults in full: kills, damaged checkpoints, spikes, lost hosts, mutated input. FAULT_SEED=1 draws others.
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -s tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -107,7 +107,10 @@ def our_trainer(workdir: str, steps: int):
 class NoCheckpoints:
     """Stands in for a `Checkpointer`: the loop is timed, not the disk."""
 
-    def save(self, *_) -> None:
+    def due(self, step: int) -> bool:
+        return False
+
+    def save(self, *_, **__) -> None:
         pass
 
 
@@ -122,6 +125,7 @@ def our_worker() -> None:
     from pretrain.core.trees import size
     from pretrain.sharding.placement import place_batch
     from pretrain.train.metrics import MetricsLog
+    from pretrain.train.stopping import StopRequests
 
     workdir = tempfile.mkdtemp()
     trainer = our_trainer(workdir, 100_000)
@@ -137,7 +141,7 @@ def our_worker() -> None:
     def loop(count: int) -> None:
         nonlocal state, done
         trainer.config = dataclasses.replace(trainer.config, steps=done + count)
-        state = trainer.steps(state, done, NoCheckpoints(), log)
+        state = trainer.steps(state, done, NoCheckpoints(), log, StopRequests(60.0))
         done += count
 
     serve({"step": step, "loop": loop}, size(trainer.builder.model.shapes))

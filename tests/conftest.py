@@ -22,7 +22,7 @@ from pretrain.main import main
 # run as a user's would.
 jax.config.update("jax_disable_most_optimizations", True)
 
-collect_ignore = ["parity"]  # needs torch: `make test-parity`
+collect_ignore = ["parity", "faults"]  # `make test-parity` (needs torch); `make faults` (takes long)
 
 
 @pytest.fixture(scope="session")

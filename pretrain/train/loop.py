@@ -23,10 +23,12 @@ from pretrain.core.storage import Path
 from pretrain.sharding.placement import batch_shardings, place_batch, replicated
 from pretrain.sharding.rules import use_mesh
 from pretrain.train.checkpoint import Checkpointer, Checkpointing
+from pretrain.train.events import EventLog
 from pretrain.train.hardware import peak_flops
 from pretrain.train.metrics import MetricsLog
 from pretrain.train.state import TrainState, init_state, state_shardings
 from pretrain.train.step import StepBuilder, summarize
+from pretrain.train.stopping import Stopped, StopRequests, stop_requests
 
 
 @gin.configurable
@@ -149,14 +151,18 @@ class Trainer:
 
     def run(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one. Returns the final state."""
-        with Checkpointer(self.workdir / "checkpoints", self.checkpointing) as checkpointer:
+        rules, events = self.checkpointing, EventLog(self.workdir)
+        with (
+            Checkpointer(self.workdir / "checkpoints", rules, events=events) as checkpointer,
+            stop_requests(rules.deadline, rules.notice_file) as stop,
+        ):
             state, start = self._start(checkpointer)
             if start >= self.config.steps:
                 say(f"train: already at step {start} of {self.config.steps}")
                 return state
             log = MetricsLog(self.workdir, start)
             try:
-                return self.steps(state, start, checkpointer, log)
+                return self.steps(state, start, checkpointer, log, stop)
             finally:
                 log.close()
 
@@ -179,8 +185,14 @@ class Trainer:
         say(f"train: resumed from step {start}")
         return state, start
 
-    def steps(self, state: TrainState, start: int, checkpointer: Checkpointer, log: MetricsLog) -> TrainState:
-        """Trains from `start` steps done to the last one, logging, validating and saving as configured."""
+    def steps(
+        self, state: TrainState, start: int, checkpointer: Checkpointer, log: MetricsLog, stop: StopRequests
+    ) -> TrainState:
+        """Trains from `start` steps done to the last one, logging, validating and saving as configured.
+
+        Raises:
+            Stopped: it was asked to stop, and has saved the state.
+        """
         config, clock = self.config, _Clock(self, start)
         batches = placed_ahead(self.data.batches(start), self._place, self.data.ahead)
         pending: tuple[int, dict] | None = None
@@ -191,13 +203,16 @@ class Trainer:
                     self._log(*pending, log, clock, progress)
                 pending = (step, scalars)
                 validate = config.eval_every and (step % config.eval_every == 0 or step == config.steps)
-                save = step % self.checkpointing.every == 0 or step == config.steps
+                last = stop.requested(step) or step == config.steps
+                save = checkpointer.due(step) or last
                 if validate or save:
-                    self._log(step, scalars, log, clock, progress, state if validate else None)
+                    values = self._log(step, scalars, log, clock, progress, state if validate else None)
                     pending = None
                 if save:
                     log.flush()
-                    checkpointer.save(step, state, self.data.position(step))
+                    checkpointer.save(step, state, self.data.position(step), values, final=last)
+                if last and step < config.steps:
+                    raise Stopped(f"{stop.reason}: step {step} is saved; run the same command again to go on")
                 if validate or save:
                     clock.restart(step)
         return state
@@ -210,8 +225,8 @@ class Trainer:
         clock: "_Clock",
         progress: Progress,
         validated: TrainState | None = None,
-    ) -> None:
-        """Fetches a step's metrics, which also keeps Python at most one step ahead of the device.
+    ) -> dict[str, float]:
+        """Fetches a step's metrics and returns them; also keeps Python at most one step ahead of the device.
 
         A state in `validated` is validated, after the clock was read.
         """
@@ -219,7 +234,10 @@ class Trainer:
         progress.update(1, f"loss {values['loss']:.3f}")
         if step % self.config.log_every == 0 or step == self.config.steps or validated is not None:
             rates = clock.rates(step)
-            log.write(step, {**values, **rates, **(self.validate(validated) if validated is not None else {})})
+            validation = self.validate(validated) if validated is not None else {}
+            values = {**values, **rates, **validation}
+            log.write(step, values)
+        return values
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Loss and metrics over the validation batches, exact sums over tokens."""

@@ -38,7 +38,7 @@ def kill_after_checkpoint(workdir, step: int) -> None:
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+        steps = [int(p.parent.name) for p in (workdir / "checkpoints").glob("*/manifest.json")]
         if max(steps, default=0) >= step:
             break
         time.sleep(0.002)
