@@ -23,8 +23,7 @@ LAW = LAWS["besiroglu"]
 @pytest.mark.parametrize(("params", "flops", "tokens"), TABLE_3)
 def test_approach_1_gives_chinchillas_table(params, flops, tokens):
     optimum = LAWS["chinchilla_1"].optimum(flops)
-    np.testing.assert_allclose([optimum.params, optimum.tokens], [params, tokens], rtol=0.06)
-    np.testing.assert_allclose(optimum.params, params, rtol=0.05)
+    np.testing.assert_allclose([optimum.params, optimum.tokens], [params, tokens], rtol=0.05)
 
 
 @pytest.mark.parametrize(("law", "params"), [("chinchilla_1", 67e9), ("chinchilla_2", 63e9), ("chinchilla_3", 40e9)])
