@@ -3,19 +3,23 @@
     python benchmarks/experts.py DATA OUTPUT [--steps=500] [--seeds=3]
 
 DATA is the folder of a run whose corpus and cache are used (`pretrain cache`). The dense model is 4 layers x 128; the
-other has 8 experts of half its MLP each, of which a token goes through 2. Both train on the same batches. Prints the
-held-out loss of each seed, and the least and greatest load of an expert over its even share, averaged over the last
-50 steps of training.
+other has experts of half its MLP each, of which a token goes through 2. Both train on the same batches. Prints the
+held-out loss of each seed, and the least and greatest load of an expert, in any layer, over its even share: of the next
+50 batches, and of held-out text.
 """
 
 import argparse
+import itertools
 import shutil
 from pathlib import Path
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from pretrain.experiment import Experiment
+from pretrain.sharding.placement import place_batch
 from pretrain.train.metrics import read_metrics
+from pretrain.train.step import summarize
 
 RUN = Path(__file__).parents[1] / "gin_configs" / "runs" / "scaling.gin"
 SHAPE = {"num_layers": 4, "embed_dim": 128, "num_heads": 4, "mlp_dim": 384}
@@ -31,11 +35,23 @@ def train(data: str, workdir: Path, seed: int, steps: int, routed: bool) -> dict
     if routed:
         bindings += ["TransformerConfig.experts = @Experts()", *(f"Experts.{k} = {v}" for k, v in EXPERTS.items())]
     shutil.rmtree(workdir, ignore_errors=True)
-    Experiment.from_gin([str(RUN)], bindings, workdir=str(workdir)).train()
-    rows = read_metrics(workdir / "metrics.jsonl")
-    names = ("expert_load_min", "expert_load_max") if routed else ()
-    loads = {name: float(np.mean([row[name] for row in rows[-50:]])) for name in names}
-    return {"loss": rows[-1].get("validation_cross_entropy", rows[-1]["validation_loss"]), **loads}
+    experiment = Experiment.from_gin([str(RUN)], bindings, workdir=str(workdir))
+    params = experiment.train().params
+    row = read_metrics(workdir / "metrics.jsonl")[-1]
+    found = {"loss": row.get("validation_cross_entropy", row["validation_loss"])}
+    if routed:
+        found |= {f"held_out_{end}": row[f"validation_expert_load_{end}"] for end in ("min", "max")}
+        found |= {end: next_loads(experiment, params, steps)[f"expert_load_{end}"] for end in ("min", "max")}
+    return found
+
+
+def next_loads(experiment: Experiment, params, steps: int) -> dict[str, float]:
+    """Metrics over the 50 batches after the last step."""
+    trainer, totals = experiment.trainer(), None
+    for batch in itertools.islice(trainer.data.batches(steps), 50):
+        new = trainer.eval_step(params, place_batch(batch, trainer.shardings))
+        totals = new if totals is None else jax.tree.map(jnp.add, totals, new)
+    return {name: float(value) for name, value in summarize(*totals).items()}
 
 
 def main() -> None:
@@ -52,7 +68,8 @@ def main() -> None:
         routed = train(flags.data, flags.output / f"experts-{seed}", seed, flags.steps, routed=True)
         differences.append(routed["loss"] - dense["loss"])
         print(f"seed {seed}: dense {dense['loss']:.4f}, experts {routed['loss']:.4f} nats a token; load "
-              f"{routed['expert_load_min']:.3f} to {routed['expert_load_max']:.3f} of even", flush=True)  # fmt: skip
+              f"{routed['min']:.3f} to {routed['max']:.3f} of even, {routed['held_out_min']:.3f} to "
+              f"{routed['held_out_max']:.3f} on held-out text", flush=True)  # fmt: skip
     print(f"experts less dense, by seed: {[round(difference, 4) for difference in differences]}")
 
 
