@@ -7,6 +7,7 @@ store, which has no rename, marked by `set_aside.json`.
 
 import os
 
+from pretrain.core.errors import UserError
 from pretrain.core.storage import Path, is_remote, read_json, write_json
 from pretrain.train.manifest import MANIFEST, STATE, Manifest, read_manifest, verify
 
@@ -104,4 +105,7 @@ class CheckpointFolder:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
 
     def _names(self) -> list[str]:
-        return [each.name for each in self.path.iterdir()] if self.path.exists() else []
+        try:
+            return [each.name for each in self.path.iterdir()] if self.path.exists() else []
+        except NotADirectoryError as error:
+            raise UserError(f"{self.path} is a file, and should be a folder of checkpoints") from error

@@ -48,7 +48,9 @@ class Saver:
 
     def __init__(self, completed: Callable[[Save], None], failed: Callable[[int, str], None]):
         self._completed, self._failed = completed, failed
-        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        # Folders made at once: where that fails in the background, Orbax waits minutes for them.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[Save, concurrent.futures.Future] | None = None
         self.error: str | None = None

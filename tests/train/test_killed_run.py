@@ -1,4 +1,4 @@
-"""A run killed by SIGKILL and started again ends bit for bit where an undisturbed one ends."""
+"""A run killed by SIGKILL, then asked to stop, and started again ends bit for bit where an undisturbed one ends."""
 
 import json
 import re
@@ -32,8 +32,8 @@ def final_state(workdir):
     }, position
 
 
-def kill_after_checkpoint(workdir, step: int) -> None:
-    """Starts training and kills it, without warning, once a checkpoint at or after `step` is complete."""
+def end_after_checkpoint(workdir, step: int, how: signal.Signals) -> tuple[int, str]:
+    """Starts training and signals it once a checkpoint at or after `step` is complete; its exit code and stderr."""
     command = [sys.executable, "-m", "pretrain", "train", f"--workdir={workdir}", *FLAGS]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -43,8 +43,9 @@ def kill_after_checkpoint(workdir, step: int) -> None:
             break
         time.sleep(0.002)
     assert process.poll() is None, f"it ended before it could be killed: {process.communicate()[1][-2000:]}"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    told = process.communicate(timeout=120)[1]
+    return process.returncode, told
 
 
 def test_killed_and_resumed_equals_undisturbed(tiny_cache, tmp_path):
@@ -53,11 +54,15 @@ def test_killed_and_resumed_equals_undisturbed(tiny_cache, tmp_path):
         shutil.copytree(tiny_cache, workdir)
     done = run_cli("train", f"--workdir={whole}", *FLAGS)
     assert done.returncode == 0, done.stderr
-    kill_after_checkpoint(killed, 20)
+    code, _ = end_after_checkpoint(killed, 8, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    code, told = end_after_checkpoint(killed, 20, signal.SIGTERM)
+    stopped = re.search(r"pretrain: SIGTERM: step (\d+) is saved; run the same command again", told)
+    assert code == 75 and stopped and "Traceback" not in told, told
     done = run_cli("train", f"--workdir={killed}", *FLAGS)
     assert done.returncode == 0, done.stderr
-    resumed = re.search(r"resumed from step (\d+)", done.stderr)
-    assert resumed and 20 <= int(resumed.group(1)) < 40, done.stderr
+    assert f"resumed from step {stopped[1]}\n" in done.stderr
+    assert 20 <= int(stopped[1]) < 40
 
     (expected, position), (found, position_found) = final_state(whole), final_state(killed)
     assert position_found == position
