@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from pretrain.checkpoints import CHECKPOINTS
 from pretrain.commands import PIPELINE, Command
 from pretrain.core.errors import RunError, UserError
 from pretrain.planning import PLANNING
 
-COMMANDS = {**PIPELINE, **PLANNING}
+COMMANDS = {**PIPELINE, **CHECKPOINTS, **PLANNING}
 
 
 def _flag_values(command: Command) -> flags.FlagValues:
@@ -27,7 +28,7 @@ def _flag_values(command: Command) -> flags.FlagValues:
 def usage() -> str:
     """Help for the whole program."""
     lines = ["usage: pretrain COMMAND --gin_file=FILE --workdir=DIR [--gin.NAME=VALUE ...]", "", "commands:"]
-    lines += [f"  {name:<13} {command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<18} {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "flags (each command's --help explains its own):"]
     names = {flag: None for command in COMMANDS.values() for flag in sorted(_flag_values(command))}
     lines += [

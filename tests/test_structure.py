@@ -19,7 +19,7 @@ LAYERS = [
     {"evaluation"},
     {"experiment"},
     {"commands", "emergence"},
-    {"planning"},
+    {"planning", "checkpoints"},
     {"main", "__init__"},
     {"__main__"},
 ]

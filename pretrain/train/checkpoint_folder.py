@@ -84,6 +84,14 @@ class CheckpointFolder:
         (self[step] / MANIFEST).unlink(missing_ok=True)
         self[step].rmtree(missing_ok=True)
 
+    def remove_remains(self, step: int) -> None:
+        """Removes what is left of a step that was found damaged, or was not finished."""
+        for name in self._names():
+            if name.partition(".")[0] in (f"{_DAMAGED}{step}", f"{_UNFINISHED}{step}"):
+                (self.path / name).rmtree()
+        if step not in self.steps():
+            self.remove(step)
+
     def pin(self, step: int, reason: str) -> None:
         """Keeps a checkpoint until `unpin`, whatever the rules of retention say."""
         write_json(self[step] / PINNED, {"reason": reason})

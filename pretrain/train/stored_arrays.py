@@ -27,21 +27,28 @@ def stored_shapes(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return {name: _shape(leaf) for name, leaf in named_leaves(_metadata(checkpoint)).items()}
 
 
-def read_arrays(checkpoint: Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays whose name begins with `prefix`, by name, in host memory.
+def read_arrays(checkpoint: Path, collection: str | None = None) -> Any:
+    """A checkpoint's nested dict of arrays in host memory; of one collection alone, e.g. "params", where it is named.
 
     Raises:
         Damaged: they cannot be read.
         RunError: they are larger than this machine's memory.
     """
     tree = _metadata(checkpoint)
+    if collection is not None:
+        if collection not in tree:
+            raise Damaged(f"it holds no {collection}")
+        tree = {collection: tree[collection]}
     needed = sum(np.prod(leaf.shape, dtype=float) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise RunError(f"{checkpoint} holds {needed / 1e9:,.0f} GB of arrays, this machine {memory / 1e9:,.0f} GB")
-    args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree))
-    arrays = named_leaves(read_tree(checkpoint, args))
-    return {name: array for name, array in arrays.items() if name.startswith(prefix)}
+    args = ocp.args.PyTreeRestore(
+        item=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree),
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree),
+        partial_restore=True,
+    )
+    return read_tree(checkpoint, args)
 
 
 def read_tree(checkpoint: Path, args: ocp.args.PyTreeRestore) -> Any:
