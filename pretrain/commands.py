@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from pretrain.core import processes
 from pretrain.core.errors import UserError, check
 
 
@@ -88,6 +89,19 @@ def _train_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "init_from", None, "workdir of another run whose newest parameters to start from", flag_values=values
     )
+
+
+def _process_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, to start the processes of a run by hand; a TPU pod, Slurm and GKE need none of these",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "processes of the run; 1 looks for no others", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0", lower_bound=0, flag_values=values)
 
 
 def _checkpoint_flag(values: flags.FlagValues) -> None:
@@ -171,7 +185,8 @@ def _experiment(values: flags.FlagValues, bindings: list[str]):
 
 
 def _run_all(values, bindings):
-    _experiment(values, bindings).run(workers=values.workers, init_from=values.init_from)
+    with processes.joined(values.coordinator, values.num_processes, values.process_id):
+        _experiment(values, bindings).run(workers=values.workers, init_from=values.init_from)
 
 
 def _curate(values, bindings):
@@ -216,7 +231,8 @@ def _cache(values, bindings):
 
 
 def _train(values, bindings):
-    _experiment(values, bindings).train(init_from=values.init_from)
+    with processes.joined(values.coordinator, values.num_processes, values.process_id):
+        _experiment(values, bindings).train(init_from=values.init_from)
 
 
 def _evaluate(values, bindings):
@@ -263,12 +279,13 @@ def _report(values, bindings):
 
 PIPELINE = {
     "run": Command("all of the below, one after another; skips what is finished, goes on where it stopped",
-                   all_of(common_flags, _curate_flags, _train_flags), _run_all),
+                   all_of(common_flags, _curate_flags, _train_flags, _process_flags), _run_all),
     "curate": Command("raw text to clean documents, rejects with reasons, and a datasheet",
                       all_of(common_flags, _curate_flags, _recipe_flags, _output_flag), _curate),
     "cache": Command("documents to a tokenizer and globally shuffled token records",
                      all_of(common_flags, _workers_flag), _cache),
-    "train": Command("trains, from the newest checkpoint on", all_of(common_flags, _train_flags), _train),
+    "train": Command("trains, from the newest checkpoint on",
+                     all_of(common_flags, _train_flags, _process_flags), _train),
     "inspect": Command("the decoded batch of any step: what is packed with what, masks, targets, sources",
                        all_of(common_flags, _inspect_flags), _inspect),
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",

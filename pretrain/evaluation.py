@@ -23,7 +23,7 @@ from pretrain.evaluate.perplexity import Perplexity, score_documents, summary
 from pretrain.evaluate.word_vectors import WordVectors
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.causal import Causal
-from pretrain.sharding.placement import batch_shardings, place_batch
+from pretrain.sharding.placement import batch_shardings, place_whole_batch
 from pretrain.sharding.rules import use_mesh
 from pretrain.train.step import objective_totals, summarize
 
@@ -61,7 +61,7 @@ def score_text(
 
     def score(batch: Batch) -> float:
         with use_mesh(mesh):
-            return float(nats_of(params, place_batch(batch, shardings)))
+            return float(nats_of(params, place_whole_batch(batch, shardings)))
 
     tokens, size = held_out_counts(data)
     documents = stored_tokens(data / "cache", "validation")
@@ -81,7 +81,7 @@ def score_objective(
     totals, compiled, shardings = None, jax.jit(evaluate), batch_shardings(spec, mesh)
     for batch in batches:
         with use_mesh(mesh):
-            new = compiled(params, place_batch(batch, shardings))
+            new = compiled(params, place_whole_batch(batch, shardings))
         totals = new if totals is None else jax.tree.map(lambda a, b: a + b, totals, new)
     check(totals is not None, "there is no whole batch of validation documents: lower BATCH_SIZE")
     return {name: float(value) for name, value in summarize(*totals).items()}

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from pretrain.core import config as gin_config
+from pretrain.core import processes
 from pretrain.core.console import say
 from pretrain.core.environment import environment
 from pretrain.core.errors import UserError, check
@@ -51,7 +52,7 @@ from pretrain.plan.costs import Costs
 from pretrain.plan.planner import ratio_warning
 from pretrain.plan.sweep import Sweep
 from pretrain.sharding.mesh import MeshConfig, make_mesh
-from pretrain.sharding.placement import tree_shardings
+from pretrain.sharding.placement import share_of_batch, tree_shardings
 from pretrain.train.checkpoint import Checkpointer, Checkpointing
 from pretrain.train.loop import Data, Trainer, Training
 from pretrain.train.state import TrainState
@@ -127,9 +128,10 @@ class Experiment:
     def run(self, *, workers: int | None = None, init_from: str | None = None) -> None:
         """All stages, each skipped where it is finished."""
         self._check_sizes()
-        if CacheConfig().mixture is None:
-            self.curate(workers=workers)
-        self.cache(workers=workers)
+        with processes.first_before_others():
+            if CacheConfig().mixture is None:
+                self.curate(workers=workers)
+            self.cache(workers=workers)
         self.train(init_from=init_from)
         evaluation = self.evaluate(reuse=True)
         if self.objective.generates:
@@ -159,7 +161,7 @@ class Experiment:
     def train(self, *, init_from: str | None = None) -> TrainState:
         """Trains to `Training.steps`, from the newest checkpoint if there is one. Returns the final state."""
         self._keep_config()
-        write_json(self.workdir / "environment.json", environment())
+        processes.first_alone(write_json, self.workdir / "environment.json", environment())
         self._warn_of_ratio()
         return self.trainer(init_from=init_from).run()
 
@@ -207,7 +209,7 @@ class Experiment:
             spec = self.task.batch_spec(training.batch_size, training.sequence_length)
             scores = score_objective(builder.evaluate, spec, params, self.mesh, batches)
         result = {"step": step, "objective": type(self.objective).__name__, **scores}
-        write_json(path, result)
+        processes.first_alone(write_json, path, result)
         return result
 
     def generate(
@@ -244,14 +246,15 @@ class Experiment:
             ):
                 samples.append({"prompt": prompt, "text": self.tokenizer.decode(tokens)})
         if save:
-            write_text(self.workdir / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+            lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+            processes.first_alone(write_text, self.workdir / "samples.jsonl", lines)
         return samples
 
-    def report(self) -> Path:
-        """Writes `report.html` from what the workdir holds, and returns its path."""
+    def report(self) -> Path | None:
+        """Writes `report.html` from what the workdir holds, and returns its path; in the first process only."""
         from pretrain.report.html import write_report
 
-        return write_report(self.workdir, gin_config.text())
+        return processes.first_alone(write_report, self.workdir, gin_config.text())
 
     def inspect(
         self, step: int, *, split: str = "train", rows: int = 4, characters: int = 300, html: str | None = None
@@ -296,8 +299,7 @@ class Experiment:
     @functools.cached_property
     def model(self) -> FunctionalModel:
         """The model as pure functions."""
-        specification = self.model_config()
-        return build_model(specification, self.objective.model_needs)
+        return build_model(self.model_config(), self.objective.model_needs)
 
     def model_config(self) -> TransformerConfig:
         """The model's configuration, with the tokenizer's vocabulary."""
@@ -317,8 +319,9 @@ class Experiment:
         )  # fmt: skip
 
     def _data(self) -> Data:
-        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        record = self.workdir / DATA_RECORD if jax.process_index() == 0 else None
+        part, parts = share_of_batch(self.mesh)
+        hosts = {"process_index": part, "process_count": parts}
+        record = self.workdir / DATA_RECORD if processes.is_first() else None
         train = TrainingData(lambda resume: self._open_train_loader(resume, **hosts), record)
         data = Data(train.batches, train.position, train.resume, ahead=LoaderConfig().prefetch_to_device)
         sources = read_info(self.data / "cache")["sources"].values()
@@ -393,5 +396,5 @@ class Experiment:
 
     def _keep_config(self) -> None:
         """Writes down what this run is made of, before it makes anything."""
-        write_text(self.workdir / "config.gin", gin_config.text())
-        write_json(self.workdir / "config.json", gin_config.resolved())
+        processes.first_alone(write_text, self.workdir / "config.gin", gin_config.text())
+        processes.first_alone(write_json, self.workdir / "config.json", gin_config.resolved())

@@ -1,15 +1,21 @@
-"""What a person at a terminal sees: messages and progress on stderr (stdout is for results)."""
+"""What a person at a terminal sees: messages and progress on stderr (stdout is for results).
+
+In a run of several processes the first one speaks for all.
+"""
 
 import sys
 import time
 
 from tqdm import tqdm
 
+from pretrain.core import processes
+
 
 def say(message: str) -> None:
     """One line of news on stderr, above a progress bar if one is shown."""
-    tqdm.write(message, file=sys.stderr)
-    sys.stderr.flush()
+    if processes.is_first():
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class Progress:
@@ -31,7 +37,7 @@ class Progress:
             initial=initial,
             dynamic_ncols=True,
             file=sys.stderr,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or not processes.is_first(),
         )
         self._total, self._label, self._unit, self._every = total, label, unit, every
         self._done = self._initial = initial

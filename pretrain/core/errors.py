@@ -8,9 +8,13 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """The request was fine and the work failed: unreadable input, a damaged cache, a diverged run. Exit code 1."""
+    """The request was fine and the work failed: unreadable input, a damaged cache, a diverged run. Exit code 1.
+
+    `everywhere` says that all processes of a run raise it at the same point, so that none needs to be told.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 def check(condition: bool, message: str) -> None:

@@ -10,6 +10,7 @@ import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
@@ -144,9 +145,9 @@ def generate(
     padded = -(-len(prompt) // PROMPT_BUCKET) * PROMPT_BUCKET
     prompt_BL = np.zeros((config.num_samples, padded), np.int32)
     prompt_BL[:, : len(prompt)] = prompt
-    tokens_BL, _ = _decode(model, params, prompt_BL, jnp.int32(len(prompt)), config, eos_id, vocab_size)
+    tokens_BL, _ = _decode(model, params, prompt_BL, np.int32(len(prompt)), config, eos_id, vocab_size)
     samples = []
-    for row in np.asarray(tokens_BL):
+    for row in multihost_utils.process_allgather(tokens_BL, tiled=True):
         ends = np.flatnonzero(row == eos_id)
         samples.append(row[: ends[0]] if len(ends) else row)
     return samples

@@ -257,7 +257,7 @@ class Trainer:
         return means
 
     def _place(self, batch: Batch) -> dict[str, jax.Array]:
-        return place_batch(batch, self.shardings)
+        return place_batch(batch, self.shardings, self.config.batch_size)
 
     def _traced_on_mesh(self, function):
         def call(*arguments):

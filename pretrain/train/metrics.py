@@ -7,6 +7,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from pretrain.core import processes
 from pretrain.core.storage import Path, is_remote, write_bytes, write_text
 
 
@@ -25,7 +26,7 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Writes the metrics of one run.
+    """Writes the metrics of one run; of its processes the first one does, for all.
 
     Opening it drops rows after `resume_step`: the steps done again write theirs anew. On a local disk lines are
     appended as they come; an object store has no append, so there the file is written whole at each `flush`.
@@ -36,6 +37,9 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path | str, resume_step: int = 0):
+        self._mine = processes.is_first()
+        if not self._mine:
+            return
         self._path = Path(workdir) / "metrics.jsonl"
         self._remote = is_remote(self._path)
         self._lines = [json.dumps(row) for row in read_metrics(self._path) if row["step"] <= resume_step]
@@ -47,6 +51,8 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds the row of a step; values are Python floats, not-a-number as null."""
+        if not self._mine:
+            return
         row = {"step": step, **{name: value if _finite(value) else None for name, value in values.items()}}
         line = json.dumps(row)
         if self._file is None:
@@ -59,6 +65,8 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Makes what was written durable; called before each checkpoint."""
+        if not self._mine:
+            return
         self._board.flush()
         if self._file is not None:
             os.fsync(self._file.fileno())
@@ -70,6 +78,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes."""
+        if not self._mine:
+            return
         self.flush()
         self._board.close()
         if self._file is not None:

@@ -28,6 +28,7 @@ class Stopped(RunError):
     """The run was asked to stop and has saved its state: the same command goes on. Exit code 75 (EX_TEMPFAIL)."""
 
     exit_code = 75
+    everywhere = True
 
 
 class StopRequests:

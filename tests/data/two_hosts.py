@@ -49,7 +49,7 @@ def main(cache: str, port: str, index: str) -> None:
     shardings = batch_shardings(specs, mesh)
     total = jax.jit(lambda batch: batch["tokens"].sum())
     digests, sums = [], []
-    placed = placed_ahead(data.batches(START), lambda batch: place_batch(batch, shardings), 2)
+    placed = placed_ahead(data.batches(START), lambda batch: place_batch(batch, shardings, 8), 2)
     for batch in itertools.islice(placed, STEPS):
         assert all(array.shape == (8, 64) and not array.is_fully_addressable for array in batch.values())
         digests.append(digest({name: here(array) for name, array in batch.items()}))
