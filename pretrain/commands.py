@@ -1,10 +1,11 @@
 """The commands of the pipeline: their flags, and what each runs. `main` turns a command line into one of them."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import flags
 
@@ -102,6 +103,13 @@ def _process_flags(values: flags.FlagValues) -> None:
         "num_processes", None, "processes of the run; 1 looks for no others", lower_bound=1, flag_values=values
     )
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "max_restarts",
+        0,
+        "supervise the run: start it again after a crash or a hang, up to so many times in a row without a new step",
+        lower_bound=0,
+        flag_values=values,
+    )
 
 
 def _checkpoint_flag(values: flags.FlagValues) -> None:
@@ -184,9 +192,20 @@ def _experiment(values: flags.FlagValues, bindings: list[str]):
     return Experiment.from_gin(values.gin_file, bindings, workdir=workdir, module_import=values.module_import)
 
 
-def _run_all(values, bindings):
+@contextlib.contextmanager
+def _joined(values: flags.FlagValues, bindings: list[str]) -> Iterator:
+    """The experiment, in one of perhaps several processes."""
     with processes.joined(values.coordinator, values.num_processes, values.process_id):
-        _experiment(values, bindings).run(workers=values.workers, init_from=values.init_from)
+        from pretrain.core.compilation import keep_compiled
+
+        experiment = _experiment(values, bindings)
+        keep_compiled(experiment.workdir)
+        yield experiment
+
+
+def _run_all(values, bindings):
+    with _joined(values, bindings) as experiment:
+        experiment.run(workers=values.workers, init_from=values.init_from)
 
 
 def _curate(values, bindings):
@@ -231,8 +250,8 @@ def _cache(values, bindings):
 
 
 def _train(values, bindings):
-    with processes.joined(values.coordinator, values.num_processes, values.process_id):
-        _experiment(values, bindings).train(init_from=values.init_from)
+    with _joined(values, bindings) as experiment:
+        experiment.train(init_from=values.init_from)
 
 
 def _evaluate(values, bindings):

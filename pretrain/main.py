@@ -13,8 +13,10 @@ from absl import flags
 
 from pretrain.checkpoints import CHECKPOINTS
 from pretrain.commands import PIPELINE, Command
+from pretrain.core import lifeline
 from pretrain.core.errors import RunError, UserError
 from pretrain.planning import PLANNING
+from pretrain.supervise import Supervisor
 
 COMMANDS = {**PIPELINE, **CHECKPOINTS, **PLANNING}
 
@@ -90,6 +92,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         name, values, bindings = parse(arguments)
+        if not lifeline.attach() and getattr(values, "max_restarts", 0):
+            return Supervisor(arguments, values.max_restarts, values.workdir).run()
         _quiet_libraries()
         COMMANDS[name].run(values, bindings)
     except UserError as error:  # gin adds lines about where it was called from

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from pretrain.core import lifeline
 from pretrain.core.errors import RunError, UserError
 
 PULSE = 2.0  # seconds between signs of life
@@ -95,6 +96,7 @@ def joined(coordinator: str | None = None, count: int | None = None, index: int 
     try:
         yield
     except BaseException as error:
+        lifeline.last_words(error)
         if _run.count > 1 and not getattr(error, "everywhere", False):
             _fail(error)
         _part()
