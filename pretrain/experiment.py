@@ -57,16 +57,17 @@ from pretrain.train.checkpoint import Checkpointer, Checkpointing
 from pretrain.train.loop import Data, Trainer, Training
 from pretrain.train.state import TrainState
 from pretrain.train.step import StepBuilder
+from pretrain.train.timekeeper import Supervision
 
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
     "MeshConfig.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
-    "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.",
+    "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.",
 )  # fmt: skip
 
 CONFIGS = (
     Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, Optimizer, Schedule, Checkpointing, Perplexity,
-    Generation, Sweep, Costs,
+    Generation, Sweep, Costs, Supervision,
 )  # fmt: skip
 import_objectives()
 DATA_RECORD = "data.json"  # in the workdir: the plan that training reads, with the phases of its mixture
@@ -148,8 +149,7 @@ class Experiment:
     def cache(self, *, workers: int | None = None) -> dict[str, Any]:
         """Documents to tokens in `cache/`. Returns its description."""
         self._keep_config()
-        config = CacheConfig()
-        config = dataclasses.replace(config, modules=(*config.modules, *self.modules))
+        config = dataclasses.replace(CacheConfig(), modules=(*CacheConfig().modules, *self.modules))
         info = build_cache(config, self.data / "corpus", self.data / "cache", workers=workers)
         counts = [entry for splits in info["sources"].values() for entry in splits.values()]
         say(

@@ -29,12 +29,12 @@ class HardwareChecks:
     """Makes the checks that `Supervision` asks for.
 
     Args:
-        config: how often.
         events: where what is found is written.
+        config: how often; gin's by default.
     """
 
-    def __init__(self, config: Supervision, events: EventLog):
-        self._config, self._events = config, events
+    def __init__(self, events: EventLog, config: Supervision | None = None):
+        self._config, self._events = config or Supervision(), events
         self._slow_rounds: dict[int, int] = {}
         self._probe = jax.jit(lambda x: jnp.sum(x @ x))
 

@@ -25,10 +25,12 @@ from pretrain.sharding.rules import use_mesh
 from pretrain.train.checkpoint import Checkpointer, Checkpointing
 from pretrain.train.events import EventLog
 from pretrain.train.hardware import peak_flops
+from pretrain.train.hardware_checks import HardwareChecks
 from pretrain.train.metrics import MetricsLog
 from pretrain.train.state import TrainState, init_state, state_shardings
 from pretrain.train.step import StepBuilder, summarize
 from pretrain.train.stopping import Stopped, StopRequests, stop_requests
+from pretrain.train.timekeeper import Timekeeper
 
 
 @gin.configurable
@@ -131,6 +133,7 @@ class Trainer:
         self.config, self.builder, self.mesh, self.data = config, builder, mesh, data
         self.workdir, self.checkpointing = Path(workdir), checkpointing
         self.flops_per_token, self.initial_params = flops_per_token, initial_params
+        self.keeper, self.checks = Timekeeper(self.workdir), HardwareChecks(EventLog(self.workdir))
         specs = builder.objective.batch_spec(config.batch_size, config.sequence_length)
         self.shardings = batch_shardings(specs, mesh)
         self.state_shardings = state_shardings(builder.model, builder.optimizer, mesh, config.seed)
@@ -153,6 +156,7 @@ class Trainer:
         """Trains to the last step, from the newest checkpoint if there is one. Returns the final state."""
         rules, events = self.checkpointing, EventLog(self.workdir)
         with (
+            self.keeper,
             Checkpointer(self.workdir / "checkpoints", rules, events=events) as checkpointer,
             stop_requests(rules.deadline, rules.notice_file) as stop,
         ):
@@ -193,12 +197,13 @@ class Trainer:
         Raises:
             Stopped: it was asked to stop, and has saved the state.
         """
+        self.keeper.start(start)
         config, clock = self.config, _Clock(self, start)
         batches = placed_ahead(self.data.batches(start), self._place, self.data.ahead)
         pending: tuple[int, dict] | None = None
         with Progress(config.steps, "train", "step", initial=start) as progress:
             for step in range(start + 1, config.steps + 1):
-                state, scalars = self.train_step(state, clock.wait_for(batches))
+                state, scalars = self.checks.twice(self.train_step, step, state, clock.wait_for(batches))
                 if pending is not None:  # the device is busy with this step while the last one's metrics are read
                     self._log(*pending, log, clock, progress)
                 pending = (step, scalars)
@@ -210,7 +215,8 @@ class Trainer:
                     pending = None
                 if save:
                     log.flush()
-                    checkpointer.save(step, state, self.data.position(step), values, final=last)
+                    with self.keeper.spending("checkpoint"):
+                        checkpointer.save(step, state, self.data.position(step), values, final=last)
                 if last and step < config.steps:
                     raise Stopped(f"{stop.reason}: step {step} is saved; run the same command again to go on")
                 if validate or save:
@@ -231,10 +237,15 @@ class Trainer:
         A state in `validated` is validated, after the clock was read.
         """
         values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        self.keeper.step_done(step)
+        self.checks.compare_hosts(step, self.keeper.seconds["data_wait"])
         progress.update(1, f"loss {values['loss']:.3f}")
         if step % self.config.log_every == 0 or step == self.config.steps or validated is not None:
             rates = clock.rates(step)
-            validation = self.validate(validated) if validated is not None else {}
+            validation = {}
+            if validated is not None:
+                with self.keeper.spending("evaluation"):
+                    validation = self.validate(validated)
             values = {**values, **rates, **validation}
             log.write(step, values)
         return values
@@ -284,7 +295,7 @@ class _Clock:
     """Speeds since the last row of metrics: tokens/s, MFU, and the share of time spent waiting for data."""
 
     def __init__(self, trainer: Trainer, step: int):
-        config, device = trainer.config, trainer.mesh.devices.flat[0]
+        config, device, self._keeper = trainer.config, trainer.mesh.devices.flat[0], trainer.keeper
         self._tokens_per_step = config.batch_size * config.sequence_length
         peak = peak_flops(device)
         self._peak_tokens = peak and peak * trainer.mesh.size / trainer.flops_per_token
@@ -297,7 +308,8 @@ class _Clock:
     def wait_for(self, batches: Iterator[Any]) -> Any:
         """The next batch; the time it takes is data wait."""
         start = time.perf_counter()
-        batch = next(batches)
+        with self._keeper.spending("data_wait"):
+            batch = next(batches)
         self._waited += time.perf_counter() - start
         return batch
 

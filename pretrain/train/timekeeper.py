@@ -60,35 +60,49 @@ class Supervision:
 
 
 class Timekeeper:
-    """Accounts for the time of one process, and says that it lives. The file is written by the first process for all.
+    """Accounts for the time of one process, and says that it lives. Use as a context manager around all of training.
+
+    Leaving it without an error means that the last step is done. The first process writes the file, for all.
 
     Args:
         workdir: holds `goodput.json`.
-        config: limits.
+        config: limits; gin's by default.
+
+    Attributes:
+        seconds: of this incarnation, by phase.
     """
 
-    def __init__(self, workdir: Path | str, config: Supervision):
-        self.config = config
-        self._path = Path(workdir) / FILE
+    def __init__(self, workdir: Path | str, config: Supervision | None = None):
+        self.config, self._path = config or Supervision(), Path(workdir) / FILE
         self._pause = 60.0 if is_remote(self._path) else 1.0  # seconds between writes
         self._began = self._since = _process_start()
-        self._phase, self._seconds = "restart", dict.fromkeys(PHASES[:-1], 0.0)
+        self._phase, self.seconds = "restart", dict.fromkeys(PHASES[:-1], 0.0)
         self._compiled: collections.deque[tuple[float, float]] = collections.deque(maxlen=_REMEMBERED)  # from, to
         self._steps: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._first: int | None = None  # steps done when training began; None before that
         self._last: int | None = None
-        self._written = 0.0
+        self._written, self._alarmed = 0.0, False
         self._stepped: float | None = None  # when the last step was done; None where something else came between
+        self._past: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "Timekeeper":
         self._past = _read_past(self._path) if processes.is_first() else []
-        self._sign()
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        self._sign()
+        return self
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._on_duration)
+        if self._first is not None:
+            self.write(finished=error is None)
+        lifeline.sign(None)  # what comes now takes its time
 
     def start(self, step: int) -> None:
         """Training begins, or begins again after a rewind, with `step` steps done."""
         if self._first is not None:  # a rewind: what was trained beyond `step` is lost
             self._switch(self._phase)
             self._past.append(self._entry())
-            self._began, self._seconds = self._since, dict.fromkeys(PHASES[:-1], 0.0)
+            self._began, self.seconds = self._since, dict.fromkeys(PHASES[:-1], 0.0)
         self._first = self._last = step
         self._stepped = None
         self._switch("productive")
@@ -99,9 +113,9 @@ class Timekeeper:
     def spending(self, phase: str) -> Iterator[None]:
         """The time of the block goes to a phase of `PHASES`."""
         outer = self._switch(phase)
-        if phase in ("evaluation", "checkpoint"):
-            self._sign()
+        if phase != "data_wait":
             self._stepped = None
+            self._sign()
         try:
             yield
         finally:
@@ -128,14 +142,12 @@ class Timekeeper:
             entries = [*self._past, {**self._entry(), "finished": finished}]
             try:
                 write_json(self._path, {**account(entries), "incarnations": entries})
+                self._alarmed = False
             except OSError as error:
-                say(f"train: {self._path} could not be written: {error}")
+                if not self._alarmed:
+                    say(f"train: {self._path} could not be written: {error}")
+                self._alarmed = True
         self._written = time.time()
-
-    def close(self, *, finished: bool) -> None:
-        """The process has no more to account for."""
-        jax.monitoring.unregister_event_duration_listener(self._on_duration)
-        self.write(finished=finished)
 
     def step_seconds(self) -> float | None:
         """The median of the newest steps; None before there are three."""
@@ -149,7 +161,7 @@ class Timekeeper:
 
     def _switch(self, phase: str) -> str:
         now, outer = time.time(), self._phase
-        self._seconds[outer] += now - self._since
+        self.seconds[outer] += now - self._since
         self._since, self._phase = now, phase
         return outer
 
@@ -164,11 +176,11 @@ class Timekeeper:
             counted += inner[1] - inner[0]
         self._compiled.append((start, end))
         if self._phase != "compile":
-            self._seconds["compile"] += seconds - counted
-            self._seconds[self._phase] -= seconds - counted
+            self.seconds["compile"] += seconds - counted
+            self.seconds[self._phase] -= seconds - counted
 
     def _entry(self) -> dict[str, Any]:
-        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         return {
             "began": round(self._began, 3), "ended": round(self._since, 3), "first_step": self._first,
             "last_step": self._last, "finished": False, "seconds": seconds,
