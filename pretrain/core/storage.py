@@ -7,12 +7,15 @@ complete when its marker file exists, which is written last.
 import hashlib
 import json
 import os
+import stat
 import tempfile
+import uuid
 from typing import Any
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # object stores through fsspec: TensorFlow stays off training hosts
 
 import fsspec
+import msgspec
 from etils import epath
 
 from pretrain.core.errors import RunError, UserError
@@ -35,17 +38,34 @@ def write_text(path: os.PathLike | str, text: str) -> None:
 
 
 def write_bytes(path: os.PathLike | str, data: bytes) -> None:
-    """As `write_text`, for bytes. Creates parent folders."""
+    """As `write_text`, for bytes. Creates parent folders. A file that was there before keeps its permissions."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
         path.write_bytes(data)
         return
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.chmod(temporary, 0o666 & ~_umask())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(os.fspath(temporary), "xb") as file:
+            file.write(data)
+        if path.exists():
+            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def inside(folder: os.PathLike | str, name: str) -> Path:
+    """`folder / name`, for a name that was read from a file.
+
+    Raises:
+        RunError: the name leads out of the folder.
+    """
+    parts = str(name).split("/")
+    if not isinstance(name, str) or os.path.isabs(name) or "\0" in name or "://" in name or {"", "..", "."} & {*parts}:
+        raise RunError(f"{folder}: the name {name!r} in a description of its files leads elsewhere: it was changed")
+    return Path(folder) / name
 
 
 def write_json(path: os.PathLike | str, value: Any) -> None:
@@ -53,18 +73,26 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: os.PathLike | str) -> Any:
+def read_json(path: os.PathLike | str, kind: Any = Any) -> Any:
     """Reads a JSON file.
+
+    Args:
+        path: the file.
+        kind: what it must hold, as a type, e.g. `dict[str, int]` or a TypedDict.
 
     Raises:
         UserError: the file does not exist.
-        RunError: it is not JSON.
+        RunError: it is not JSON, or not of that kind.
     """
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
+        msgspec.convert(value, kind)  # for its check alone: it leaves out what `kind` does not name
+        return value
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
-    except ValueError as error:
+    except msgspec.ValidationError as error:
+        raise RunError(f"{path} was changed: {str(error)[0].lower()}{str(error)[1:]}") from error
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
         ) from error
@@ -92,9 +120,3 @@ def fingerprint(value: Any, *, length: int = 16) -> str:
     """A short hex digest of a JSON-serialisable value; equal values give equal digests on every machine."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8"), digest_size=length // 2).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,6 +7,7 @@ The cache folder holds `tokenizer/`, `<source>/<split>/*.array_record` with an i
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any, TypedDict
 
 import gin
 
@@ -21,6 +22,35 @@ from pretrain.data.tokenizers import Tokenizer
 
 FORMAT = 1
 IN_PROCESS_BYTES = 64e6  # a smaller input is not worth starting worker processes for
+
+
+class ShardInfo(TypedDict):
+    """A shard's file, as `complete.json` describes it."""
+
+    file: str
+    size: int
+    records: int
+    index_checksum: str
+
+
+class SplitInfo(TypedDict):
+    """A split of a source."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    shards: list[ShardInfo]
+
+
+class CacheInfo(TypedDict):
+    """What `complete.json` holds at least."""
+
+    format: int
+    fingerprint: str
+    tokenizer: dict[str, Any] | None
+    features: list[dict[str, Any]]
+    rates: dict[str, float] | None
+    sources: dict[str, dict[str, SplitInfo]]
 
 
 @gin.configurable
@@ -71,7 +101,7 @@ def read_info(cache_dir: os.PathLike | str) -> dict:
     """
     marker = storage.Path(cache_dir) / "complete.json"
     check(marker.exists(), f"no finished cache in {cache_dir}; run `pretrain cache` first")
-    info = storage.read_json(marker)
+    info = storage.read_json(marker, CacheInfo)
     check(info.get("format") == FORMAT, f"{marker}: written by another version; build the cache again")
     return info
 

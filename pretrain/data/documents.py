@@ -23,7 +23,7 @@ def stored_tokens(cache_dir: os.PathLike | str, split: str) -> Iterator[np.ndarr
     dtype = little_endian(Feature.from_json(info["features"][0]).dtype)
     for source, splits in info["sources"].items():
         if split in splits:
-            shards = Shards(storage.Path(cache_dir) / source / split, splits[split]["shards"])
+            shards = Shards(storage.inside(cache_dir, source) / split, splits[split]["shards"])
             for start in range(0, len(shards), RECORDS_AT_ONCE):
                 for record in shards.read(np.arange(start, min(start + RECORDS_AT_ONCE, len(shards)))):
                     yield np.frombuffer(record, dtype).astype(np.int32)

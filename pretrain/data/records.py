@@ -206,7 +206,7 @@ class Shards:
         return self._readers[shard]
 
     def _file(self, shard: int) -> str:
-        return os.path.join(self._folder, self._entries[shard]["file"])
+        return os.fspath(storage.inside(self._folder, self._entries[shard]["file"]))
 
 
 _REBUILD = "delete the cache folder and run `pretrain cache` again"
@@ -217,7 +217,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _open_index(folder: storage.Path, entry: Mapping) -> Index:
-    file = folder / entry["file"]
+    file = storage.inside(folder, entry["file"])
     if not file.exists():
         raise RunError(f"{file} is missing; {_REBUILD}")
     if (size := file.stat().length) != entry["size"]:

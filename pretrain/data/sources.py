@@ -95,7 +95,7 @@ def _check_tokenizer(cache: storage.Path, info: Mapping) -> None:
 def _open_shards(cache: storage.Path, info: Mapping, split: str) -> dict[str, Shards]:
     """The non-empty sources of a split, by name."""
     entries = {name: splits[split] for name, splits in sorted(info["sources"].items()) if split in splits}
-    shards = {name: Shards(cache / name / split, entry["shards"]) for name, entry in entries.items()}
+    shards = {name: Shards(storage.inside(cache, name) / split, entry["shards"]) for name, entry in entries.items()}
     shards = {name: each for name, each in shards.items() if each.index.lengths.any()}
     check(bool(shards), f"the cache in {cache} has nothing in split {split!r}")
     return shards

@@ -12,16 +12,16 @@ from pretrain.core.storage import Path, is_remote, write_bytes, write_text
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a metrics file in order of steps; a last line cut off by a crash is left out."""
+    """The rows of a metrics file; a line that is none, such as one cut off by a crash, is left out."""
     path = Path(path)
-    if not path.exists():
-        return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
