@@ -35,7 +35,7 @@ from pretrain.data.cache import CacheConfig, build_cache, read_info
 from pretrain.data.inspect import describe_batch
 from pretrain.data.inspect_page import batch_page
 from pretrain.data.loader import Loader, LoaderConfig, make_loader
-from pretrain.data.training_data import TrainingData
+from pretrain.data.training_data import TrainingData, recorded_position
 from pretrain.evaluate.generation import Generation, generate
 from pretrain.evaluate.perplexity import Perplexity
 from pretrain.evaluation import score_objective, score_text
@@ -118,7 +118,7 @@ class Experiment:
         experiment = cls(workdir)
         experiment.modules = tuple(module_import)
         if saved.exists() and any((experiment.workdir / made).exists() for made in RESULTS):
-            gin_config.check_same_run(read_json(Path(workdir) / "config.json"), MAY_CHANGE, workdir)
+            gin_config.check_same_run(read_json(Path(workdir) / "config.json", dict[str, str]), MAY_CHANGE, workdir)
         return experiment
 
     @classmethod
@@ -194,7 +194,7 @@ class Experiment:
         """
         path = self.workdir / "evaluation.json"
         step, params = self.checkpoint(checkpoint_step)
-        if reuse and path.exists() and read_json(path)["step"] == step:
+        if reuse and path.exists() and read_json(path, dict[str, Any]).get("step") == step:
             say(f"evaluate: {path} is there already")
             return read_json(path)
         training = self.training
@@ -270,7 +270,7 @@ class Experiment:
         """
         record = self.workdir / DATA_RECORD  # what training read, should the mixture have changed on the way
         if split == "train":
-            loader = self._open_train_loader(read_json(record)["position"] if record.exists() else None, num_workers=0)
+            loader = self._open_train_loader(recorded_position(record), num_workers=0)
         else:
             loader = self._open_loader(split, epochs=1)
         corpus = self.data / "corpus" if CacheConfig().mixture is None else None

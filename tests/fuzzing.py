@@ -72,7 +72,8 @@ WATCH = Watch()
 def _caches() -> list[str]:
     """Where libraries keep compiled programs and fonts, and this project its copies of remote files."""
     own = os.path.join(tempfile.gettempdir(), f"pretrain-{os.getuid()}")
-    return [os.environ.get("JAX_COMPILATION_CACHE_DIR", own), os.path.expanduser("~/.cache"), own]
+    home = [os.path.expanduser(folder) for folder in ("~/.cache", "~/.config/matplotlib")]
+    return [os.environ.get("JAX_COMPILATION_CACHE_DIR", own), *home, own]
 
 
 @contextlib.contextmanager

@@ -93,12 +93,20 @@ def check_same_run(old: dict[str, str], may_change: tuple[str, ...], workdir: st
     """
     new = resolved()
     for name in differences(old, new):
-        longer = name == "Training.steps" and float(new.get(name, 0)) > float(old.get(name, 0))
+        longer = name == "Training.steps" and _number(new.get(name)) > _number(old.get(name))
         if not longer and not name.startswith(may_change):
             raise UserError(
                 f"{workdir} holds a run with {name} = {old.get(name, 'its default')}, now it is "
                 f"{new.get(name, 'its default')}: use another --workdir, or leave it as it was"
             )
+
+
+def _number(text: str | None) -> float:
+    """A number as `resolved` writes it; 0 for the default, which is what a changed file gives as well."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
 
 
 def _resolve(value: Any) -> Any:

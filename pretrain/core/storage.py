@@ -86,16 +86,26 @@ def read_json(path: os.PathLike | str, kind: Any = Any) -> Any:
     """
     try:
         value = json.loads(Path(path).read_text())
-        msgspec.convert(value, kind)  # for its check alone: it leaves out what `kind` does not name
-        return value
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
-    except msgspec.ValidationError as error:
-        raise RunError(f"{path} was changed: {str(error)[0].lower()}{str(error)[1:]}") from error
     except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
         ) from error
+    typed(value, kind, path)
+    return value
+
+
+def typed(value: Any, kind: Any, where: os.PathLike | str) -> Any:
+    """A JSON value as an object of a type that msgspec knows; names that the type lacks are left out.
+
+    Raises:
+        RunError: the value is not of that kind; `where` says where it was read.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{where} is not what this program wrote: {error}") from error
 
 
 def local_copy(path: os.PathLike | str) -> str:

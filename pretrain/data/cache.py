@@ -7,7 +7,7 @@ The cache folder holds `tokenizer/`, `<source>/<split>/*.array_record` with an i
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import gin
 
@@ -17,6 +17,7 @@ from pretrain.core.errors import UserError, check
 from pretrain.core.fields import check_fields
 from pretrain.data import engines, shuffle, tokenizers
 from pretrain.data.corpus import CorpusInput, document_files, read_documents
+from pretrain.data.records import Feature
 from pretrain.data.tokenizer_training import TokenizerConfig, load_path, train_or_load
 from pretrain.data.tokenizers import Tokenizer
 
@@ -47,9 +48,9 @@ class CacheInfo(TypedDict):
 
     format: int
     fingerprint: str
-    tokenizer: dict[str, Any] | None
-    features: list[dict[str, Any]]
-    rates: dict[str, float] | None
+    tokenizer: NotRequired[dict[str, Any] | None]
+    features: list[Feature]
+    rates: NotRequired[dict[str, float] | None]
     sources: dict[str, dict[str, SplitInfo]]
 
 

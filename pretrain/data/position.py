@@ -2,10 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from pretrain.core import storage
 from pretrain.core.errors import UserError
 from pretrain.data.mixing import Phase
+
+
+class _State(TypedDict):
+    """What `Position.state` gives and `resumed` takes."""
+
+    step: int
+    fingerprint: str
+    base: str
+    phases: list[Phase]
+    asked: list[Phase]
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,13 @@ class Position:
         """
         if not state:
             return self
+        storage.typed(state, _State, "the data position of a run")
         if state["base"] != self.base:
             raise UserError(
                 f"the position of step {state['step']} belongs to other data (the cache, objective, lengths, batch "
                 "size, seed, or the mixture's epochs or stop changed): restore what it was, or use another --workdir"
             )
-        past, asked = ([Phase(**phase) for phase in state[name]] for name in ("phases", "asked"))
+        past, asked = ([Phase(p["row"], p["by"], p["shares"]) for p in state[name]] for name in ("phases", "asked"))
         if asked == self.asked:
             return Position(self.base, past, asked)
         row = state["step"] * batch_size

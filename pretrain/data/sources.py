@@ -84,7 +84,7 @@ def _plan(
 def _check_tokenizer(cache: storage.Path, info: Mapping) -> None:
     """Refuses a cache whose `tokenizer/` is not the one that made its tokens."""
     if info.get("tokenizer"):
-        found = storage.read_json(cache / "tokenizer" / tokenizers.INFO_FILE)["fingerprint"]
+        found = storage.read_json(cache / "tokenizer" / tokenizers.INFO_FILE, dict[str, Any]).get("fingerprint")
         if found != info["tokenizer"]["fingerprint"]:
             raise RunError(
                 f"{cache}: the tokens were made by tokenizer {info['tokenizer']['fingerprint']}, the folder holds "

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import sentencepiece
@@ -284,6 +285,18 @@ class HuggingFace(Tokenizer):
         return found.tolist()
 
 
+class _Info(TypedDict):
+    """What `tokenizer_info.json` holds at least."""
+
+    fingerprint: str
+    kind: str
+    vocab_size: int
+    extra_ids: int
+    bos_id: int
+    eos_id: int
+    special_tokens: NotRequired[dict[str, str | None]]
+
+
 def load(folder: os.PathLike | str) -> Tokenizer:
     """The tokenizer that `save` wrote into `folder` (a cache's `tokenizer/`).
 
@@ -292,7 +305,7 @@ def load(folder: os.PathLike | str) -> Tokenizer:
         RunError: the model is not the one its information describes.
     """
     folder = storage.Path(folder)
-    info = storage.read_json(folder / INFO_FILE)
+    info = storage.read_json(folder / INFO_FILE, _Info)
     if info["kind"] == Bytes.kind:
         tokenizer = Bytes(info["extra_ids"], bos=info["bos_id"] != info["eos_id"])
     elif info["kind"] == SentencePiece.kind:

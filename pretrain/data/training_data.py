@@ -4,12 +4,23 @@ A position counts steps trained, never batches prepared or sent ahead, so a rest
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from pretrain.core.console import say
-from pretrain.core.storage import Path, write_json
+from pretrain.core.storage import Path, read_json, write_json
 from pretrain.data.assembly import Arrays
 from pretrain.data.loader import Loader
+
+
+class Record(TypedDict):
+    """What `data.json` holds at least."""
+
+    position: dict[str, Any]
+
+
+def recorded_position(record: Path) -> Mapping | None:
+    """The position in what training read last, from the record that `TrainingData` keeps; None where there is none."""
+    return read_json(record, Record)["position"] if record.exists() else None
 
 
 class TrainingData:
