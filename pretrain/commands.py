@@ -142,6 +142,13 @@ def _inspect_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "step", 0, "which batch: steps trained before it, 0 is the first", lower_bound=0, flag_values=values
     )
+    flags.DEFINE_integer(
+        "event",
+        None,
+        "in place of a step: the batches of this event in events.jsonl, such as a loss spike",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.DEFINE_string("split", "train", "train or validation", flag_values=values)
     flags.DEFINE_integer("rows", 4, "rows of the batch to show", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
@@ -288,7 +295,7 @@ def _words(values, bindings):
 
 
 def _inspect(values, bindings):
-    names = ("step", "split", "rows", "characters", "html")
+    names = ("step", "split", "rows", "characters", "html", "event")
     print(_experiment(values, bindings).inspect(**{name: getattr(values, name) for name in names}))
 
 

@@ -41,33 +41,30 @@ from pretrain.evaluate.perplexity import Perplexity
 from pretrain.evaluation import score_objective, score_text
 from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
-from pretrain.models.flops import count_flops
 from pretrain.models.functional import FunctionalModel, Params
-from pretrain.models.parametrization import learning_rate_scales
 from pretrain.objectives.base import Objective, check_architecture, import_objectives
 from pretrain.objectives.causal import Causal
-from pretrain.optim.optimizers import Optimizer, build_optimizer
-from pretrain.optim.schedules import Schedule
 from pretrain.plan.costs import Costs
 from pretrain.plan.planner import ratio_warning
 from pretrain.plan.sweep import Sweep
 from pretrain.sharding.mesh import MeshConfig, make_mesh
 from pretrain.sharding.placement import share_of_batch, tree_shardings
-from pretrain.train.checkpoint import Checkpointer, Checkpointing
+from pretrain.train.checkpoint import Checkpointer
+from pretrain.train.events import find_event
 from pretrain.train.loop import Data, Trainer, Training
 from pretrain.train.state import TrainState
 from pretrain.train.step import StepBuilder
-from pretrain.train.timekeeper import Supervision
+from pretrain.training import TRAINER_CONFIGS, build_trainer
 
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
     "MeshConfig.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
-    "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.",
+    "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.", "Recovery.", "Detector.",
 )  # fmt: skip
 
 CONFIGS = (
-    Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, Optimizer, Schedule, Checkpointing, Perplexity,
-    Generation, Sweep, Costs, Supervision,
+    Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, *TRAINER_CONFIGS, Perplexity, Generation, Sweep,
+    Costs,
 )  # fmt: skip
 import_objectives()
 DATA_RECORD = "data.json"  # in the workdir: the plan that training reads, with the phases of its mixture
@@ -168,21 +165,9 @@ class Experiment:
     def trainer(self, *, init_from: str | None = None) -> Trainer:
         """Everything a training run needs, joined but not started."""
         self._check_sizes()
-        training, specification = self.training, self.model_config()
-        axes = self.model.logical_axes()
-        scales = learning_rate_scales(specification, axes)
-        optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, axes, scales)
-        builder = StepBuilder(self.model, self.task, optimizer, rate, training.microbatches, training.head_chunks)
         params = self._params_from(init_from) if init_from else None
-        return Trainer(
-            training,
-            builder,
-            self.mesh,
-            self._data(),
-            self.workdir,
-            Checkpointing(),
-            count_flops(specification, training.sequence_length, self._targets()).training,
-            params,
+        return build_trainer(
+            self.training, self.model_config(), self.model, self.task, self.mesh, self._data(), self.workdir, params
         )
 
     def evaluate(self, *, checkpoint_step: int | None = None, reuse: bool = False) -> dict[str, Any]:
@@ -257,17 +242,30 @@ class Experiment:
         return processes.first_alone(write_report, self.workdir, gin_config.text())
 
     def inspect(
-        self, step: int, *, split: str = "train", rows: int = 4, characters: int = 300, html: str | None = None
+        self,
+        step: int = 0,
+        *,
+        split: str = "train",
+        rows: int = 4,
+        characters: int = 300,
+        html: str | None = None,
+        event: int | None = None,
     ) -> str:
         """The batch of any step as a person can read it: who is packed with whom, masks, targets, sources.
 
         Args:
-            step: steps trained before it: 0 is the first batch.
+            step: steps trained before it: 0 is the first batch. After a rewind, batches that were left out count.
             split: "train", or "validation".
             rows: rows to show.
             characters: of each piece's text; the middle of a longer one is left out.
             html: file to write as a page that shows every token; None writes none.
+            event: number in events.jsonl, to show the batches that did it in place of a step's.
         """
+        steps, head = [step], ""
+        if event is not None:
+            found = find_event(self.workdir, event)
+            check("batches" in found, f"event {event}, {found['kind']}, is not about batches: see events.jsonl")
+            steps, head = found.pop("batches"), json.dumps({k: v for k, v in found.items() if k != "documents"}) + "\n"
         record = self.workdir / DATA_RECORD  # what training read, should the mixture have changed on the way
         if split == "train":
             loader = self._open_train_loader(recorded_position(record), num_workers=0)
@@ -276,8 +274,9 @@ class Experiment:
         corpus = self.data / "corpus" if CacheConfig().mixture is None else None
         tokenizer = self.tokenizer if (self.data / "cache" / "tokenizer").exists() else None
         if html is not None:
-            write_text(html, batch_page(loader, step, tokenizer, rows=rows, corpus_dir=corpus))
-        return describe_batch(loader, step, tokenizer, rows=rows, characters=characters, corpus_dir=corpus)
+            write_text(html, batch_page(loader, steps[-1], tokenizer, rows=rows, corpus_dir=corpus))
+        show = functools.partial(describe_batch, rows=rows, characters=characters, corpus_dir=corpus)
+        return head + "\n\n".join(show(loader, step, tokenizer) for step in steps)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -322,8 +321,10 @@ class Experiment:
         part, parts = share_of_batch(self.mesh)
         hosts = {"process_index": part, "process_count": parts}
         record = self.workdir / DATA_RECORD if processes.is_first() else None
-        train = TrainingData(lambda resume: self._open_train_loader(resume, **hosts), record)
-        data = Data(train.batches, train.position, train.resume, ahead=LoaderConfig().prefetch_to_device)
+        corpus = self.data / "corpus" if CacheConfig().mixture is None else None
+        train = TrainingData(lambda resume: self._open_train_loader(resume, **hosts), record, corpus)
+        ahead = LoaderConfig().prefetch_to_device
+        data = Data(train.batches, train.position, train.resume, ahead=ahead, documents=train.documents)
         sources = read_info(self.data / "cache")["sources"].values()
         held_out = [splits["validation"] for splits in sources if splits.get("validation", {}).get("tokens")]
         if held_out and self.training.eval_every:
@@ -333,11 +334,6 @@ class Experiment:
             if type(self.objective) is Causal:
                 data.bytes_per_token = sum(s["bytes"] for s in held_out) / sum(s["tokens"] for s in held_out)
         return data
-
-    def _targets(self) -> int:
-        """Positions of a sequence that are predicted."""
-        spec = self.task.batch_spec(1, self.training.sequence_length)
-        return spec["targets"].shape[1] if "targets" in spec else self.training.sequence_length
 
     def _warn_of_ratio(self) -> None:
         training, stored = self.training, read_info(self.data / "cache")["sources"].values()

@@ -16,7 +16,7 @@ LAYERS = [
     {"models", "objectives", "optim", "data", "curate"},
     {"train"},
     {"evaluate", "adapt", "interop", "plan", "report"},
-    {"evaluation", "supervise"},
+    {"evaluation", "training", "supervise"},
     {"experiment"},
     {"commands", "emergence"},
     {"planning", "checkpoints"},

@@ -242,10 +242,11 @@ class Loader:
         """What a checkpoint keeps of the data position before `step`: a few hundred bytes of JSON, for `resume`."""
         return self._position.state(step)
 
-    def contents(self, step: int) -> Contents:
-        """What stands in this host's rows of batch `step`: sources, records, pieces."""
-        first = step * self._rows.batch_size + self._rows.first
-        return contents(self._stream, first + np.arange(self._rows.count), self._rows.end)
+    def contents(self, step: int, *, all_hosts: bool = False) -> Contents:
+        """What stands in this host's rows of batch `step`, or in all rows: sources, records, pieces."""
+        first, count = (0, self._rows.batch_size) if all_hosts else (self._rows.first, self._rows.count)
+        rows = step * self._rows.batch_size + first + np.arange(count)
+        return contents(self._stream, rows, self._rows.end)
 
     def documents(self, contents: Contents) -> np.ndarray:
         """The document each piece of `contents` comes from, int64: file number << 32 | row, for a curated corpus."""

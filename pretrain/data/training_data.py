@@ -6,9 +6,12 @@ A position counts steps trained, never batches prepared or sent ahead, so a rest
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict
 
+import numpy as np
+
 from pretrain.core.console import say
 from pretrain.core.storage import Path, read_json, write_json
 from pretrain.data.assembly import Arrays
+from pretrain.data.corpus import document_origins
 from pretrain.data.loader import Loader
 
 
@@ -29,13 +32,19 @@ class TrainingData:
     Args:
         open_loader: makes the run's loader; its argument is the `resume` of `make_loader`.
         record: where to keep, as JSON, what is read: plan, phases of the mixture, counts. None keeps nothing.
+        corpus_dir: the curated corpus of the cache, to name documents by id and origin; None for their numbers.
 
     Attributes:
         loader: the one in use.
     """
 
-    def __init__(self, open_loader: Callable[[Mapping | None], Loader], record: Path | None = None):
-        self._open, self._record = open_loader, record
+    def __init__(
+        self,
+        open_loader: Callable[[Mapping | None], Loader],
+        record: Path | None = None,
+        corpus_dir: Path | None = None,
+    ):
+        self._open, self._record, self._corpus_dir = open_loader, record, corpus_dir
         self.loader = open_loader(None)
 
     def batches(self, start: int) -> Iterator[Arrays]:
@@ -47,6 +56,12 @@ class TrainingData:
     def position(self, step: int) -> dict[str, Any]:
         """Where the data stands after `step` steps; see `Loader.state`."""
         return self.loader.state(step)
+
+    def documents(self, batch: int) -> list[str]:
+        """What stands in the rows that all hosts together have of a batch: ids and origins, or numbers of documents."""
+        numbers = np.unique(self.loader.documents(self.loader.contents(batch, all_hosts=True)))
+        names = document_origins(self._corpus_dir, numbers) if self._corpus_dir is not None else {}
+        return [names.get(number, str(number)) for number in numbers.tolist()]
 
     def resume(self, position: Mapping) -> None:
         """Goes on from a checkpoint's position; with another mixture than before, a new plan begins there.

@@ -138,7 +138,8 @@ class TransformerConfig:
         base_embed_dim, base_num_layers: shape of the proxy at which the learning rate was found.
         remat: what the backward pass computes again: nothing, all but matrix products, or the whole layer.
         scan_unroll: layers per step of the scan; -1 unrolls all (faster to run, slower to compile).
-        param_dtype, compute_dtype: "auto" for compute is bfloat16 where the hardware has it, else float32.
+        param_dtype, compute_dtype: "auto" for compute is bfloat16 where the hardware has it, else float32; "float16"
+            trains with a loss scale (`train.control.LossScale`).
         attention: "xla", "cudnn" (flash attention on NVIDIA GPUs), or "auto" by hardware and dtype.
     """
 
@@ -183,7 +184,7 @@ class TransformerConfig:
     remat: Remat = "none"
     scan_unroll: int = 1
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Optimizers from optax, with clipping by global norm and weight decay on matrices only."""
+"""Optimizers from optax, with clipping and weight decay on matrices only."""
 
 import dataclasses
 from typing import Any, Literal
@@ -9,6 +9,7 @@ import optax
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
+from pretrain.optim.clipping import AdaGC, ZClip
 from pretrain.optim.schedules import Schedule
 
 
@@ -22,6 +23,7 @@ class Optimizer:
         b1, b2, epsilon: Adam's decay rates and denominator offset.
         weight_decay: decoupled decay times the learning rate, on parameters of two or more logical axes.
         clip_norm: largest global gradient norm; None turns clipping off (Pascanu et al. 2013).
+        clipping: `@AdaGC()` or `@ZClip()` in place of `clip_norm`; None for `clip_norm`.
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -30,6 +32,7 @@ class Optimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
+    clipping: AdaGC | ZClip | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -66,6 +69,8 @@ def build_optimizer(
     if rate_scales is not None:
         scale = lambda updates, params: jax.tree.map(lambda update, factor: update * factor, updates, rate_scales)  # noqa: E731
         transforms.insert(1, optax.stateless(scale))
-    if config.clip_norm is not None:
+    if config.clipping is not None:
+        transforms.insert(0, config.clipping.transform())
+    elif config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*transforms), learning_rate

@@ -5,7 +5,7 @@ import dataclasses
 from pretrain.models.config import TransformerConfig
 from pretrain.plan.shapes import count_parameters
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAM_MOMENTS = 2  # float32 each
 # Values a token a layer that backward needs, in units of embed, of mlp and of heads * length (Korthikanti et al. 2022,
 # section 4.1, for a pre-norm block without dropout).

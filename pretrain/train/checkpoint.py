@@ -308,7 +308,8 @@ class Checkpointer:
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "control" or value}
 
 
 def _restore_args(shapes: dict, shardings: dict, *, partial: bool = False) -> ocp.args.PyTreeRestore:

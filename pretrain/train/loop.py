@@ -4,17 +4,16 @@ The next step is dispatched before the metrics of the last one are fetched, and 
 are needed, so that the device never waits for Python.
 """
 
-import collections
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
 import jax
 from jax.sharding import Mesh
 
+from pretrain.core import processes
 from pretrain.core.batch import Batch
 from pretrain.core.console import Progress, say
 from pretrain.core.errors import check
@@ -23,10 +22,13 @@ from pretrain.core.storage import Path
 from pretrain.sharding.placement import batch_shardings, place_batch, replicated
 from pretrain.sharding.rules import use_mesh
 from pretrain.train.checkpoint import Checkpointer, Checkpointing
+from pretrain.train.control import lower_rate
 from pretrain.train.events import EventLog
-from pretrain.train.hardware import peak_flops
 from pretrain.train.hardware_checks import HardwareChecks
 from pretrain.train.metrics import MetricsLog
+from pretrain.train.pace import Clock, placed_ahead
+from pretrain.train.recovery import Course, Recovery, Rewind, Watch
+from pretrain.train.spikes import Detector
 from pretrain.train.state import TrainState, init_state, state_shardings
 from pretrain.train.step import StepBuilder, summarize
 from pretrain.train.stopping import Stopped, StopRequests, stop_requests
@@ -95,6 +97,7 @@ class Data:
         validation: makes a fresh iterator over validation batches, or None.
         bytes_per_token: of the validation text, to give bits per byte; None when unknown.
         ahead: batches that are put on the devices before the step that uses them.
+        documents: batch -> what is in it, as JSON, to write down with a spike; None where nothing is known.
     """
 
     batches: Callable[[int], Iterator[Batch]]
@@ -103,6 +106,7 @@ class Data:
     validation: Callable[[], Iterator[Batch]] | None = None
     bytes_per_token: float | None = None
     ahead: int = 2
+    documents: Callable[[int], Any] | None = None
 
 
 class Trainer:
@@ -117,6 +121,7 @@ class Trainer:
         checkpointing: how checkpoints are kept.
         flops_per_token: model FLOPs to train one token, for MFU.
         initial_params: parameters to start from instead of fresh ones, when there is no checkpoint.
+        recovery, detector: what to do about loss spikes, and what they are; gin's by default.
     """
 
     def __init__(
@@ -129,65 +134,116 @@ class Trainer:
         checkpointing: Checkpointing,
         flops_per_token: int,
         initial_params: Any | None = None,
+        recovery: Recovery | None = None,
+        detector: Detector | None = None,
     ):
         self.config, self.builder, self.mesh, self.data = config, builder, mesh, data
         self.workdir, self.checkpointing = Path(workdir), checkpointing
         self.flops_per_token, self.initial_params = flops_per_token, initial_params
-        self.keeper, self.checks = Timekeeper(self.workdir), HardwareChecks(EventLog(self.workdir))
+        self.events = EventLog(self.workdir)
+        self.keeper, self.checks = Timekeeper(self.workdir), HardwareChecks(self.events)
+        recovery, writes = recovery or Recovery(), processes.is_first()
+        self.watch = Watch(
+            recovery, detector or Detector(), recovery.grid or checkpointing.every,
+            self.events if writes else None, data.documents,
+        )  # fmt: skip
         specs = builder.objective.batch_spec(config.batch_size, config.sequence_length)
         self.shardings = batch_shardings(specs, mesh)
-        self.state_shardings = state_shardings(builder.model, builder.optimizer, mesh, config.seed)
-        everywhere = replicated(mesh)
-        self.train_step = self._traced_on_mesh(
-            jax.jit(
-                builder.train,
-                donate_argnums=0,
-                in_shardings=(self.state_shardings, self.shardings),
-                out_shardings=(self.state_shardings, everywhere),
-            )
+        self.state_shardings = state_shardings(
+            builder.model, builder.optimizer, mesh, config.seed, builder.begin_control
         )
+        self.train_step = self.compiled(builder.train)
         self.eval_step = self._traced_on_mesh(
             jax.jit(
-                builder.evaluate, in_shardings=(self.state_shardings.params, self.shardings), out_shardings=everywhere
+                builder.evaluate,
+                in_shardings=(self.state_shardings.params, self.shardings),
+                out_shardings=replicated(mesh),
+            )
+        )
+
+    def compiled(self, train: Callable) -> Callable:
+        """A function (state, batch) -> (state, scalars) for this mesh, to be compiled; the state is given away."""
+        return self._traced_on_mesh(
+            jax.jit(
+                train,
+                donate_argnums=0,
+                in_shardings=(self.state_shardings, self.shardings),
+                out_shardings=(self.state_shardings, replicated(self.mesh)),
             )
         )
 
     def run(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one. Returns the final state."""
-        rules, events = self.checkpointing, EventLog(self.workdir)
+        rules = self.checkpointing
         with (
             self.keeper,
-            Checkpointer(self.workdir / "checkpoints", rules, events=events) as checkpointer,
+            Checkpointer(self.workdir / "checkpoints", rules, events=self.events) as checkpointer,
             stop_requests(rules.deadline, rules.notice_file) as stop,
         ):
+            checkpointer.wanted = self.watch.wanted
             state, start = self._start(checkpointer)
             if start >= self.config.steps:
                 say(f"train: already at step {start} of {self.config.steps}")
                 return state
             log = MetricsLog(self.workdir, start)
             try:
-                return self.steps(state, start, checkpointer, log, stop)
+                while True:
+                    try:
+                        return self.steps(state, start, checkpointer, log, stop)
+                    except Rewind as found:
+                        spike = found.with_traceback(None)  # which holds the state that diverged in memory
+                    state, start = self._rewind(spike, checkpointer)
+                    log.rewind(start)
             finally:
                 log.close()
 
     def initial_state(self) -> TrainState:
         """The state before the first step, made in place on the mesh."""
-        make = jax.jit(
-            lambda: init_state(self.builder.model, self.builder.optimizer, self.config.seed),
-            out_shardings=self.state_shardings,
-        )
-        state = make()
+        state = jax.jit(self._fresh_state, out_shardings=self.state_shardings)()
         return state if self.initial_params is None else dataclasses.replace(state, params=self.initial_params)
 
+    def _fresh_state(self) -> TrainState:
+        builder = self.builder
+        return init_state(builder.model, builder.optimizer, self.config.seed, builder.begin_control)
+
     def _start(self, checkpointer: Checkpointer) -> tuple[TrainState, int]:
-        if checkpointer.latest_step() is None:
+        newest = checkpointer.latest_step()
+        if newest is None:
             return self.initial_state(), 0
-        shapes = jax.eval_shape(lambda: init_state(self.builder.model, self.builder.optimizer, self.config.seed))
-        state, position = checkpointer.restore(shapes, self.state_shardings)
-        start = int(state.step)
+        state = self._restore(checkpointer, newest)
+        say(f"train: resumed from step {newest}")
+        return state, newest
+
+    def _restore(self, checkpointer: Checkpointer, step: int, course: Course | None = None) -> TrainState:
+        """The state of a checkpoint, with the data and the watch where they were; `course` in place of the kept one."""
+        shapes = jax.eval_shape(self._fresh_state)
+        state, position = checkpointer.restore(shapes, self.state_shardings, step)
+        self.watch.resume(position.pop("recovery", None), course)
         self.data.resume(position)
-        say(f"train: resumed from step {start}")
-        return state, start
+        return state
+
+    def _rewind(self, spike: Rewind, checkpointer: Checkpointer) -> tuple[TrainState, int]:
+        """Goes back to before a spike. Killed at any moment, the run comes to the same decision again.
+
+        Raises:
+            RunError: it was tried often enough.
+        """
+        watch, recovery = self.watch, self.watch.recovery
+        target = checkpointer.newest(max(spike.at_most, 0), watch.grid)
+        if target is None and spike.at_most < watch.grid:
+            target = 0  # the run's beginning needs no checkpoint
+        course = watch.decide(spike, target)
+        checkpointer.remove_newer_than(target)
+        if target == 0:
+            state = self.initial_state()
+            watch.resume(None, course)
+        else:
+            state = self._restore(checkpointer, target, course)
+        if self.builder.steers_rate:
+            lowered = lower_rate(state.control, recovery.lower_rate**course.tries, target + recovery.for_steps)
+            control = jax.tree.map(jax.device_put, lowered, self.state_shardings.control)
+            state = dataclasses.replace(state, control=control)
+        return state, target
 
     def steps(
         self, state: TrainState, start: int, checkpointer: Checkpointer, log: MetricsLog, stop: StopRequests
@@ -196,10 +252,11 @@ class Trainer:
 
         Raises:
             Stopped: it was asked to stop, and has saved the state.
+            Rewind: there was a spike, and the run has to go back.
         """
         self.keeper.start(start)
-        config, clock = self.config, _Clock(self, start)
-        batches = placed_ahead(self.data.batches(start), self._place, self.data.ahead)
+        config, clock = self.config, self._clock(start)
+        batches = placed_ahead(self.watch.course.batches(self.data.batches, start), self._place, self.data.ahead)
         pending: tuple[int, dict] | None = None
         with Progress(config.steps, "train", "step", initial=start) as progress:
             for step in range(start + 1, config.steps + 1):
@@ -209,14 +266,14 @@ class Trainer:
                 pending = (step, scalars)
                 validate = config.eval_every and (step % config.eval_every == 0 or step == config.steps)
                 last = stop.requested(step) or step == config.steps
-                save = checkpointer.due(step) or last
+                save = checkpointer.due(step) or self.watch.due(step) or last
                 if validate or save:
                     values = self._log(step, scalars, log, clock, progress, state if validate else None)
                     pending = None
                 if save:
                     log.flush()
                     with self.keeper.spending("checkpoint"):
-                        checkpointer.save(step, state, self.data.position(step), values, final=last)
+                        checkpointer.save(step, state, self._position(step), values, final=last)
                 if last and step < config.steps:
                     raise Stopped(f"{stop.reason}: step {step} is saved; run the same command again to go on")
                 if validate or save:
@@ -228,13 +285,16 @@ class Trainer:
         step: int,
         scalars: dict,
         log: MetricsLog,
-        clock: "_Clock",
+        clock: Clock,
         progress: Progress,
         validated: TrainState | None = None,
     ) -> dict[str, float]:
         """Fetches a step's metrics and returns them; also keeps Python at most one step ahead of the device.
 
         A state in `validated` is validated, after the clock was read.
+
+        Raises:
+            Rewind: the step is part of a spike.
         """
         values = {name: float(value) for name, value in jax.device_get(scalars).items()}
         self.keeper.step_done(step)
@@ -248,7 +308,16 @@ class Trainer:
                     validation = self.validate(validated)
             values = {**values, **rates, **validation}
             log.write(step, values)
+        self.watch.observe(step, values)
         return values
+
+    def _clock(self, start: int) -> Clock:
+        tokens = self.config.batch_size * self.config.sequence_length
+        return Clock(start, tokens, self.flops_per_token, self.mesh, self.keeper)
+
+    def _position(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps of the host: where the data stands, and what the watch knows."""
+        return {**self.data.position(self.watch.course.batch(step)), "recovery": self.watch.kept()}
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Loss and metrics over the validation batches, exact sums over tokens."""
@@ -276,55 +345,3 @@ class Trainer:
                 return function(*arguments)
 
         return call
-
-
-def placed_ahead(batches: Iterable[Batch], place: Callable[[Batch], Any], ahead: int) -> Iterator[Any]:
-    """Batches on the devices, in order: when one is handed out, the next `ahead` have been sent after it.
-
-    Sending does not wait for the transfer. Positions count steps, not batches sent, so nothing is lost at a restart.
-    """
-    waiting: collections.deque = collections.deque()
-    for batch in batches:
-        waiting.append(place(batch))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
-
-
-class _Clock:
-    """Speeds since the last row of metrics: tokens/s, MFU, and the share of time spent waiting for data."""
-
-    def __init__(self, trainer: Trainer, step: int):
-        config, device, self._keeper = trainer.config, trainer.mesh.devices.flat[0], trainer.keeper
-        self._tokens_per_step = config.batch_size * config.sequence_length
-        peak = peak_flops(device)
-        self._peak_tokens = peak and peak * trainer.mesh.size / trainer.flops_per_token
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Starts a new interval after `step`; what came before (validation, saving) does not count."""
-        self._step, self._since, self._waited = step, time.perf_counter(), 0.0
-
-    def wait_for(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the time it takes is data wait."""
-        start = time.perf_counter()
-        with self._keeper.spending("data_wait"):
-            batch = next(batches)
-        self._waited += time.perf_counter() - start
-        return batch
-
-    def rates(self, step: int) -> dict[str, float]:
-        """The interval's speeds; begins the next interval."""
-        now = time.perf_counter()
-        seconds, steps = max(now - self._since, 1e-9), step - self._step
-        speed = steps * self._tokens_per_step / seconds
-        values = {
-            "tokens": step * self._tokens_per_step,
-            "seconds": seconds,
-            "tokens_per_second": speed,
-            "data_wait": self._waited / seconds,
-        }
-        if self._peak_tokens:
-            values["mfu"] = speed / self._peak_tokens
-        self.restart(step)
-        return values

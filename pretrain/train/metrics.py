@@ -1,8 +1,10 @@
 """Metrics of a run: `metrics.jsonl`, one object a logged step and never a step twice, and TensorBoard events."""
 
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -37,23 +39,25 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path | str, resume_step: int = 0):
-        self._mine = processes.is_first()
-        if not self._mine:
-            return
-        self._path = Path(workdir) / "metrics.jsonl"
+        self._mine, self._workdir = processes.is_first(), Path(workdir)
+        if self._mine:
+            self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
+        self._path = self._workdir / "metrics.jsonl"
         self._remote = is_remote(self._path)
         self._lines = [json.dumps(row) for row in read_metrics(self._path) if row["step"] <= resume_step]
         write_text(self._path, "".join(line + "\n" for line in self._lines))
         self._file = None if self._remote else open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115
-        self._board_folder = Path(workdir) / "tensorboard"
+        self._board_folder = self._workdir / "tensorboard"
         self._local_board = tempfile.mkdtemp() if self._remote else os.fspath(self._board_folder)
-        self._board = SummaryWriter(self._local_board, purge_step=resume_step + 1 if resume_step else None)
+        self._board = SummaryWriter(self._local_board, purge_step=resume_step + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds the row of a step; values are Python floats, not-a-number as null."""
+    def write(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
+        """Adds the row of a step; values are Python floats, or lists of them by layer; not-a-number becomes null."""
         if not self._mine:
             return
-        row = {"step": step, **{name: value if _finite(value) else None for name, value in values.items()}}
+        row = {"step": step, **{name: _plain(value) for name, value in values.items()}}
         line = json.dumps(row)
         if self._file is None:
             self._lines.append(line)
@@ -61,7 +65,10 @@ class MetricsLog:
             self._file.write(line + "\n")
             self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            layers = {name: value} if isinstance(value, float | int) else _by_layer(name, value)
+            for tag, number in layers.items():
+                if math.isfinite(number):
+                    self._board.add_scalar(tag, number, step)
 
     def flush(self) -> None:
         """Makes what was written durable; called before each checkpoint."""
@@ -76,6 +83,12 @@ class MetricsLog:
             with open(os.path.join(self._local_board, name), "rb") as file:
                 write_bytes(self._board_folder / name, file.read())
 
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`, as on a resumed run: the steps done again write theirs anew."""
+        self.close()
+        if self._mine:
+            self._open(step)
+
     def close(self) -> None:
         """Flushes and closes."""
         if not self._mine:
@@ -86,5 +99,11 @@ class MetricsLog:
             self._file.close()
 
 
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
+def _plain(value: float | Sequence[float]) -> Any:
+    if isinstance(value, float | int):
+        return value if math.isfinite(value) else None
+    return [_plain(each) for each in value]
+
+
+def _by_layer(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {f"{name}/layer_{layer:03d}": value for layer, value in enumerate(values)}

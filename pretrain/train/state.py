@@ -1,6 +1,7 @@
 """Everything a step needs and leaves behind, as one pytree, and its layout on the mesh."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from pretrain.core.rng import device_key
 from pretrain.core.trees import named_leaves
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.sharding.placement import replicated, tree_shardings
+from pretrain.train.control import Control
 
 
 @jax.tree_util.register_dataclass
@@ -24,26 +26,34 @@ class TrainState:
         params: nested dict of parameters.
         opt_state: optax state.
         rng: uint32 key data; a step's own key is this one with the step folded in.
+        control: scalars that steer the updates, see `control`; empty for most runs.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     rng: jax.Array
+    control: Control = dataclasses.field(default_factory=dict)
 
 
-def init_state(model: FunctionalModel, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(
+    model: FunctionalModel, optimizer: optax.GradientTransformation, seed: int, control: Callable[[], Control] = dict
+) -> TrainState:
     """A fresh state; traceable."""
     params = model.init(device_key(seed, "init"))
     rng = jax.random.key_data(device_key(seed, "train"))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng, control())
 
 
 def state_shardings(
-    model: FunctionalModel, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: FunctionalModel,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    control: Callable[[], Control] = dict,
 ) -> TrainState:
     """A tree of shardings like the state: optimizer moments are laid out as the parameters they belong to."""
-    shapes = jax.eval_shape(lambda: init_state(model, optimizer, seed))
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, seed, control))
     params = tree_shardings(model.logical_axes(), model.shapes, mesh)
     by_name = named_leaves(params)
 
@@ -55,4 +65,5 @@ def state_shardings(
         return replicated(mesh)
 
     opt_state = jax.tree_util.tree_map_with_path(of_moment, shapes.opt_state)
-    return TrainState(replicated(mesh), params, opt_state, replicated(mesh))
+    steering = jax.tree.map(lambda _: replicated(mesh), shapes.control)
+    return TrainState(replicated(mesh), params, opt_state, replicated(mesh), steering)

@@ -5,6 +5,7 @@ totals are known before the first microbatch, and accumulated gradients equal th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ import optax
 from pretrain.core.objective import Metrics, Terms
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.base import Objective
+from pretrain.optim.clipping import SkipState
+from pretrain.train.control import Control, LossScale, begin_rate, rate_factor, scaled
 from pretrain.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -77,6 +80,8 @@ class StepBuilder:
         learning_rate: step -> learning rate, for the metrics.
         microbatches: parts a batch is accumulated over; must divide the batch size.
         head_chunks: parts of the length for head and loss; must divide the length.
+        loss_scale: of float16; its optimizer must leave out updates that are not finite. None: not scaled.
+        steers_rate: the state holds a factor on the learning rate, for recoveries that lower it.
     """
 
     model: FunctionalModel
@@ -85,16 +90,24 @@ class StepBuilder:
     learning_rate: Callable[[jax.Array], jax.Array]
     microbatches: int = 1
     head_chunks: int = 1
+    loss_scale: LossScale | None = None
+    steers_rate: bool = False
 
-    def loss(self, params: Params, batch: Batch, weights: dict[str, jax.Array]) -> tuple[jax.Array, Totals]:
-        """This batch's share of the loss when each term is divided by `weights`."""
+    def begin_control(self) -> Control:
+        """What the state of these steps begins with as its `control`."""
+        return {**(self.loss_scale.begin() if self.loss_scale else {}), **(begin_rate() if self.steers_rate else {})}
+
+    def loss(
+        self, params: Params, batch: Batch, weights: dict[str, jax.Array], scale: jax.Array | float = 1.0
+    ) -> tuple[jax.Array, Totals]:
+        """This batch's share of the loss when each term is divided by `weights`, times `scale`."""
         terms, metrics = objective_totals(self.model, self.objective, params, batch, self.head_chunks)
-        return combine(terms, weights), (terms, metrics)
+        return scaled(combine(terms, weights), scale), (terms, metrics)
 
-    def gradients(self, params: Params, batch: Batch) -> tuple[Params, Totals]:
-        """Gradients of the whole-batch loss, accumulated over microbatches in float32, and the totals."""
+    def gradients(self, params: Params, batch: Batch, scale: jax.Array | float = 1.0) -> tuple[Params, Totals]:
+        """Gradients of the whole-batch loss times `scale`, accumulated over microbatches in float32, and the totals."""
         weights = total_weights(self.model, self.objective, params, batch)
-        grad = jax.grad(self.loss, has_aux=True)
+        grad = jax.grad(functools.partial(self.loss, scale=scale), has_aux=True)
         if self.microbatches == 1:
             return grad(params, batch, weights)
         parts = jax.tree.map(self._split, batch)
@@ -107,17 +120,28 @@ class StepBuilder:
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update, and float32 scalars for the metrics."""
-        grads, (terms, metrics) = self.gradients(state.params, batch)
+        scale = state.control["loss_scale"] if self.loss_scale else 1.0
+        grads, (terms, metrics) = self.gradients(state.params, batch, scale)
+        grads = scaled(grads, 1 / scale)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        factor = rate_factor(state.control, state.step)
+        updates = scaled(updates, factor)
         params = self.model.advance(optax.apply_updates(state.params, updates), metrics)
         scalars = {
             **summarize(terms, metrics),
-            "learning_rate": self.learning_rate(state.step),
+            "learning_rate": self.learning_rate(state.step) * factor,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), scalars
+        if isinstance(opt_state, SkipState):
+            scalars["skipped_updates"] = opt_state.skipped
+            scalars["update_skipped"] = opt_state.skipped - state.opt_state.skipped
+        control = state.control
+        if self.loss_scale:
+            scalars["loss_scale"] = scale
+            control = self.loss_scale.follow(control, jnp.isfinite(scalars["grad_norm"]))
+        return TrainState(state.step + 1, params, opt_state, state.rng, control), scalars
 
     def evaluate(self, params: Params, batch: Batch) -> Totals:
         """Loss terms and metrics of a batch, as sums to be added over batches."""

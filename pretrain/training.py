@@ -1,0 +1,80 @@
+"""Joins model, objective, optimizer, data and policies into a `Trainer`, by what gin says of each."""
+
+import jax
+
+from pretrain.core.storage import Path
+from pretrain.models.config import TransformerConfig
+from pretrain.models.flops import count_flops
+from pretrain.models.functional import FunctionalModel, Params
+from pretrain.models.layers import compute_dtype
+from pretrain.models.parametrization import learning_rate_scales
+from pretrain.objectives.base import Objective
+from pretrain.optim.clipping import skip_bad_updates
+from pretrain.optim.optimizers import Optimizer, build_optimizer
+from pretrain.optim.schedules import Schedule
+from pretrain.train.checkpoint import Checkpointing
+from pretrain.train.control import LossScale
+from pretrain.train.loop import Data, Trainer, Training
+from pretrain.train.recovery import Recovery
+from pretrain.train.spikes import Detector
+from pretrain.train.step import StepBuilder
+from pretrain.train.timekeeper import Supervision
+
+# What the trainer is made of beside sizes: a wrong value shows when the experiment is opened.
+TRAINER_CONFIGS = (Optimizer, Schedule, Checkpointing, Recovery, Detector, LossScale, Supervision)
+
+
+def build_trainer(
+    training: Training,
+    specification: TransformerConfig,
+    model: FunctionalModel,
+    objective: Objective,
+    mesh: jax.sharding.Mesh,
+    data: Data,
+    workdir: Path,
+    params: Params | None = None,
+) -> Trainer:
+    """Everything a training run needs, joined but not started.
+
+    Args:
+        training, specification: sizes of the run and of the model, with the tokenizer's vocabulary.
+        model, objective: what is trained on what, with the tokenizer's ids.
+        mesh, data, workdir: where, from what and to what.
+        params: to start from instead of fresh ones, when there is no checkpoint.
+    """
+    spec = objective.batch_spec(1, training.sequence_length)
+    targets = spec["targets"].shape[1] if "targets" in spec else training.sequence_length
+    return Trainer(
+        training,
+        build_step(training, specification, model, objective),
+        mesh,
+        data,
+        workdir,
+        Checkpointing(),
+        count_flops(specification, training.sequence_length, targets).training,
+        params,
+        Recovery(),
+        Detector(),
+    )
+
+
+def build_step(
+    training: Training, specification: TransformerConfig, model: FunctionalModel, objective: Objective
+) -> StepBuilder:
+    """The functions of a run to compile: optimizer, precision and what the recovery policy needs of a step."""
+    axes, recovery = model.logical_axes(), Recovery()
+    scales = learning_rate_scales(specification, axes)
+    optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, axes, scales)
+    is_half = compute_dtype(specification) == "float16"
+    if is_half or recovery.policy == "skip_update":
+        optimizer = skip_bad_updates(optimizer, recovery.update_limit if recovery.policy == "skip_update" else None)
+    return StepBuilder(
+        model,
+        objective,
+        optimizer,
+        rate,
+        training.microbatches,
+        training.head_chunks,
+        LossScale() if is_half else None,
+        recovery.policy == "rewind" and recovery.lower_rate < 1,
+    )
