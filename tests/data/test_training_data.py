@@ -11,7 +11,7 @@ from pretrain.core.errors import UserError
 from pretrain.data.loader import make_loader
 from pretrain.data.mixing import MixtureConfig
 from pretrain.data.training_data import TrainingData
-from pretrain.train.loop import placed_ahead
+from pretrain.train.pace import placed_ahead
 
 OLD, NEW = MixtureConfig(weights={"a": 3, "b": 1}), MixtureConfig(weights={"a": 1, "b": 3})
 

@@ -19,7 +19,7 @@ from pretrain.data.loader import make_loader
 from pretrain.data.training_data import TrainingData
 from pretrain.sharding.mesh import MeshConfig, make_mesh
 from pretrain.sharding.placement import batch_shardings, place_batch
-from pretrain.train.loop import placed_ahead
+from pretrain.train.pace import placed_ahead
 
 OPTIONS = {"split": "train", "objective": Noisy(), "batch_size": 8, "sequence_length": 64, "seed": 0}
 START, STEPS = 5, 6
