@@ -40,7 +40,8 @@ def sign(limit: float | None = None, **news: Any) -> None:
 
     Args:
         limit: seconds until the next sign is due; None sets no time.
-        **news: JSON values for the supervisor: `step` (steps done), `process` (index), `error` (why this process ends).
+        **news: JSON values for the supervisor: `step` (steps done), `process` (index), `phase` (what it is doing),
+            `error` (why this process ends).
     """
     if _pipe is not None:
         line = json.dumps({"limit": limit, **news}).encode() + b"\n"

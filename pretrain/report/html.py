@@ -7,7 +7,7 @@ equal results give equal bytes. A part of the run that is not done yet is named 
 import os
 
 from pretrain.core.storage import Path, write_text
-from pretrain.report import corpus_sections, run_sections, scaling_section
+from pretrain.report import corpus_sections, health_sections, run_sections, scaling_section
 from pretrain.report.markup import Markup, element, join
 from pretrain.report.results import Results, read_results
 from pretrain.report.style import STYLE
@@ -18,6 +18,8 @@ SECTIONS = {
     "What was dropped, and why": corpus_sections.dropped,
     "Tokens": corpus_sections.tokens,
     "Training": run_sections.training,
+    "Where the time went": health_sections.goodput,
+    "Events": health_sections.events,
     "Evaluation": run_sections.evaluation,
     "Samples": run_sections.samples,
     "Configuration": run_sections.configuration,

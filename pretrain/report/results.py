@@ -6,6 +6,8 @@ from typing import Any
 
 from pretrain.core.errors import RunError
 from pretrain.core.storage import Path, read_json
+from pretrain.train import timekeeper
+from pretrain.train.events import read_events
 from pretrain.train.metrics import read_metrics
 
 
@@ -21,6 +23,8 @@ class Results:
         evaluation: of held-out documents.
         samples: `{"prompt": ..., "text": ...}` each.
         environment: what training ran on; see `pretrain.core.environment`.
+        goodput: what the run's time went to; see `pretrain.train.timekeeper`.
+        events: what happened to it; see `pretrain.train.events`.
         config: the gin configuration.
         scaling: of `pretrain scaling fit`, when this is the folder of a sweep.
         pictures: PNG files of that fit by name.
@@ -33,6 +37,8 @@ class Results:
     evaluation: dict[str, Any] | None = None
     samples: list[dict[str, str]] = dataclasses.field(default_factory=list)
     environment: dict[str, Any] | None = None
+    goodput: dict[str, Any] | None = None
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     config: str = ""
     scaling: dict[str, Any] | None = None
     pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -53,6 +59,8 @@ def read_results(workdir: Path, config_text: str) -> Results:
         evaluation=_optional(workdir / "evaluation.json"),
         samples=_samples(workdir / "samples.jsonl"),
         environment=_optional(workdir / "environment.json"),
+        goodput=_optional(workdir / timekeeper.FILE),
+        events=read_events(workdir),
         config=config_text,
         scaling=scaling,
         pictures={path.name: path.read_bytes() for path in workdir.glob("*.png")} if scaling else {},

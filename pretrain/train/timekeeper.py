@@ -45,7 +45,7 @@ class Supervision:
     """
 
     hang_factor: float = 20.0
-    hang_floor: float = 60.0
+    hang_floor: float = 30.0
     patience: float = 3600.0
     recompute_every: int = 0
     compare_every: int = 200
@@ -157,7 +157,7 @@ class Timekeeper:
         usual, config = self.step_seconds(), self.config
         steady = self._phase in ("productive", "data_wait") and self._stepped is not None and usual is not None
         limit = max(config.hang_floor, config.hang_factor * usual) if steady else config.patience
-        lifeline.sign(limit, step=self._last, process=processes.index())
+        lifeline.sign(limit, step=self._last, process=processes.index(), phase=self._phase)
 
     def _switch(self, phase: str) -> str:
         now, outer = time.time(), self._phase

@@ -75,6 +75,15 @@ ENVIRONMENT = {
     "processes": 2,
     "git": {"commit": "c0ffee", "modified": True},
 }
+PHASES = {
+    "productive": 60.0, "compile": 10.0, "data_wait": 5.0, "checkpoint": 5.0, "evaluation": 0.0, "restart": 15.0,
+    "lost": 5.0,
+}  # fmt: skip
+GOODPUT = {"goodput": 0.6, "lost_steps": 7, "seconds": PHASES, "incarnations": [{}, {}]}
+EVENTS = [
+    {"event": 1, "time": 1.0, "kind": "crash", "step": 20, "process": 0, "exit_code": -9, "action": "restart"},
+    {"event": 2, "time": 2.0, "kind": "hang", "step": None, "stacks": "a <long> path " * 5, "seconds": 61.5},
+]
 CONFIG = "TRAIN_STEPS = 40\n"
 
 
@@ -104,6 +113,8 @@ def files() -> dict[str, object]:
         "evaluation.json": copy.deepcopy(EVALUATION),
         "samples.jsonl": copy.deepcopy(SAMPLES),
         "environment.json": copy.deepcopy(ENVIRONMENT),
+        "goodput.json": copy.deepcopy(GOODPUT),
+        "events.jsonl": copy.deepcopy(EVENTS),
     }
 
 
