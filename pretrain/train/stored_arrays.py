@@ -62,7 +62,11 @@ def read_tree(checkpoint: Path, args: ocp.args.PyTreeRestore) -> Any:
 
 
 def _metadata(checkpoint: Path) -> Any:
-    return _readable(lambda: ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree)
+    tree = _readable(lambda: ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree)
+    for name, leaf in named_leaves(tree).items():
+        if not isinstance(leaf, ocp.metadata.ArrayMetadata):
+            raise Damaged(f"{name} is not an array")
+    return tree
 
 
 def _shape(leaf: Any) -> tuple[tuple[int, ...], str]:
