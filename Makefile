@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix test-parity faults clean
+.PHONY: quickstart test lint test-matrix test-parity faults audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
@@ -15,6 +15,15 @@ test: $(VENV)/.installed-dev
 # Faults in full: kills, damaged checkpoints, spikes, lost hosts, mutated input. FAULT_SEED=1 draws others.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -s tests/faults
+
+# Exact versions and a software bill of materials (CycloneDX) in build/audit, by a tool in an environment of its own.
+audit: $(VENV)/.installed-dev .venv-audit/.installed
+	.venv-audit/bin/python .ci/audit.py $(BIN)/python build/audit
+
+.venv-audit/.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -41,7 +50,7 @@ benchmark-%: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/$(subst -,_,$*).py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-3.* .venv-parity build *.egg-info
+	rm -rf $(VENV) .venv-3.* .venv-parity .venv-audit build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -252,7 +252,8 @@ def command_case(chance: random.Random, sandbox: pathlib.Path, _) -> None:
     """A command line of wrong words: a workdir that holds no run, so that nothing long begins."""
     name = chance.choice(sorted(COMMANDS))
     words = name.split()
-    for flag in chance.sample(sorted(_flag_values(COMMANDS[name])), k=chance.randint(0, 3)):
+    flags = sorted(_flag_values(COMMANDS[name]))
+    for flag in chance.sample(flags, k=min(len(flags), chance.randint(0, 3))):
         value = chance.choice(NASTY).strip("'")
         paths = (
             "workdir",

@@ -55,6 +55,8 @@ class Feature:
 
     @classmethod
     def from_json(cls, value: Mapping) -> "Feature":
+        if value["dtype"] not in _DTYPES:
+            raise RunError(f"feature {value['name']} is of type {value['dtype']!r}, which no cache holds; {_REBUILD}")
         return cls(value["name"], value["dtype"], tuple(value["shape"]))
 
 
@@ -209,6 +211,7 @@ class Shards:
         return os.fspath(storage.inside(self._folder, self._entries[shard]["file"]))
 
 
+_DTYPES = {np.dtype(code).name for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"][:3] + "?"}
 _REBUILD = "delete the cache folder and run `pretrain cache` again"
 
 
