@@ -6,18 +6,28 @@ import platform
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy", "pyarrow")
 
 
-def environment() -> dict[str, Any]:
-    """A JSON object with "python", "platform", "processors", "packages", "backend", "devices", "processes", "git".
+class Environment(TypedDict):
+    """A JSON object; "devices" counts all devices of the run by kind, "git" is None without a checkout of its own."""
 
-    "devices" counts all devices of the run by kind; "git" is None where the code is not a checkout of its own.
-    """
+    python: str
+    platform: str
+    processors: int | None
+    packages: dict[str, str | None]
+    backend: str
+    devices: dict[str, int]
+    processes: int
+    git: dict[str, Any] | None
+
+
+def environment() -> Environment:
+    """What this process runs on. Environment variables are left out: they hold secrets."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

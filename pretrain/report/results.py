@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+from pretrain.core.environment import Environment
 from pretrain.core.errors import RunError
 from pretrain.core.storage import Path, read_json
 from pretrain.train import timekeeper
@@ -58,7 +59,7 @@ def read_results(workdir: Path, config_text: str) -> Results:
         metrics=read_metrics(workdir / "metrics.jsonl"),
         evaluation=_optional(workdir / "evaluation.json"),
         samples=_samples(workdir / "samples.jsonl"),
-        environment=_optional(workdir / "environment.json"),
+        environment=_optional(workdir / "environment.json", Environment),
         goodput=_optional(workdir / timekeeper.FILE),
         events=read_events(workdir),
         config=config_text,
@@ -67,8 +68,8 @@ def read_results(workdir: Path, config_text: str) -> Results:
     )
 
 
-def _optional(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
+def _optional(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any] | None:
+    return read_json(path, kind) if path.exists() else None
 
 
 def _samples(path: Path) -> list[dict[str, str]]:
