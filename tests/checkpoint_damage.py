@@ -1,5 +1,7 @@
 """Three small checkpoints, ways to damage them, and what must come of it: the newest whole one, or a clear error."""
 
+import contextlib
+import io
 import os
 import pathlib
 import random
@@ -176,7 +178,10 @@ def damage_and_restore(original: pathlib.Path, scratch: pathlib.Path, seed: int)
     story = f"seed {seed}: " + ", ".join(done)
 
     whole = [step for step in STEPS if step not in hurt]
-    with Checkpointer(scratch / "checkpoints", Checkpointing(), events=EventLog(scratch)) as checkpointer:
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as said,
+        Checkpointer(scratch / "checkpoints", Checkpointing(), events=EventLog(scratch)) as checkpointer,
+    ):
         try:
             step = checkpointer.latest_step()
         except RunError as error:
@@ -190,4 +195,5 @@ def damage_and_restore(original: pathlib.Path, scratch: pathlib.Path, seed: int)
     told = {event["step"]: event["kind"] for event in read_events(scratch)}
     expected = {step: "unfinished_checkpoint" if step in unfinished else "damaged_checkpoint" for step in hurt}
     assert told == expected, (story, told)
+    assert all(f"step {step} " in said.getvalue() for step in hurt), (story, said.getvalue())
     return story
