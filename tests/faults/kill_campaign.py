@@ -104,10 +104,10 @@ def disturb(child: Incarnation, number: int, rng: random.Random, start_seconds: 
     step, phase, first, seen = None, "start", 0.0, collections.Counter()
     while child.code is None:
         for sign in child.news(max(0.0, min(1.0, due - time.monotonic()))):
-            if sign["step"] is not None:
+            if sign.get("step") is not None:
                 phase = "rewind" if sign.get("phase") == "restart" else sign.get("phase", phase)
                 first = first or time.monotonic() - child.began
-            step = sign["step"]
+            step = sign.get("step", step)
             seen[phase] += 1
             if wanted and (seen[aim] >= wanted or seen["productive"] >= 60):  # there is not always a rewind ahead
                 due = min(due, time.monotonic() + rng.uniform(0, WHILE[aim]))
