@@ -125,7 +125,7 @@ class Experiment:
 
     def run(self, *, workers: int | None = None, init_from: str | None = None) -> None:
         """All stages, each skipped where it is finished."""
-        self._check_sizes()
+        self.check_sizes()
         with processes.first_before_others():
             if CacheConfig().mixture is None:
                 self.curate(workers=workers)
@@ -164,7 +164,7 @@ class Experiment:
 
     def trainer(self, *, init_from: str | None = None) -> Trainer:
         """Everything a training run needs, joined but not started."""
-        self._check_sizes()
+        self.check_sizes()
         params = self._params_from(init_from) if init_from else None
         return build_trainer(
             self.training, self.model_config(), self.model, self.task, self.mesh, self._data(), self.workdir, params
@@ -343,7 +343,7 @@ class Experiment:
         if warning:
             say(f"train: {warning}")
 
-    def _check_sizes(self) -> None:
+    def check_sizes(self) -> None:
         """What training needs of batch, sequence, model and mesh together; asked before any stage has worked."""
         training, longest = self.training, TransformerConfig().max_length
         check_architecture(self.objective, TransformerConfig().architecture)

@@ -19,7 +19,10 @@ def _plan_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("compute", None, "budget in FLOPs, e.g. 1e22", **number)
     flags.DEFINE_float("tokens", None, "budget as training tokens; with --params: judge this run", **number)
     flags.DEFINE_float("params", None, "budget as parameters", **number)
-    flags.DEFINE_string("topology", None, "chips: v5p:8x8x8, h100:8 ...; with --days: the budget", flag_values=values)
+    flags.DEFINE_string(
+        "topology", None, "v5p:8x8x8, h100:8 ...; with --days: the budget; with --gin_file: where the run would train",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_float("days", None, "how long the topology is ours", **number)
     flags.DEFINE_float("mfu", 0.5, "share of the peak that training reaches", upper_bound=1, **number)
     flags.DEFINE_string("law", None, "law to follow; default: besiroglu, or one's own", flag_values=values)
@@ -27,6 +30,19 @@ def _plan_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("inference_tokens", None, "tokens that the model will read and write in its life", **number)
     flags.DEFINE_float("unique_tokens", None, "fresh tokens there are; more are repeats", **number)
     flags.DEFINE_string("write", None, "gin run file to write for this plan", flag_values=values)
+
+
+def _pod_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "slices", 1, "slices of the topology, joined by the data-centre network", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "show_sharding", False, "print every parameter and activation with its layout", flag_values=values
+    )
+    flags.DEFINE_bool("search", False, "rank meshes, remat and microbatches by what fits", flag_values=values)
+    flags.DEFINE_string(
+        "save", None, "folder for the compiled step: compilation cache, and a jax.export file", flag_values=values
+    )
 
 
 def _input_flags(values: flags.FlagValues) -> None:
@@ -55,6 +71,11 @@ def _emergence_flags(values: flags.FlagValues) -> None:
 
 
 def _plan(values, bindings):
+    budgets = (values.compute, values.tokens, values.params, values.days)
+    if values.topology and values.gin_file and all(budget is None for budget in budgets):
+        from pretrain.pod import plan_pod
+
+        return plan_pod(values, bindings)
     from pretrain.core import config
     from pretrain.core.storage import Path, write_text
     from pretrain.plan import planner, tables
@@ -152,8 +173,8 @@ def _emergence(values, bindings):
 
 
 PLANNING = {
-    "plan": Command("parameters, tokens, shape, batch, time and cost for a budget, before it is spent",
-                    all_of(common_flags, _json_flag, _plan_flags), _plan),
+    "plan": Command("for a budget: parameters, tokens, shape, batch, cost; for a run and a topology: memory and time",
+                    all_of(common_flags, _json_flag, _plan_flags, _pod_flags), _plan),
     "describe": Command("a run's model from shapes alone: parameters, layers, logical axes, FLOPs",
                         all_of(common_flags, _json_flag), _describe),
     "scaling sweep": Command("trains a grid of small runs of equal compute; goes on where it stopped",

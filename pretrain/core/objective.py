@@ -32,6 +32,20 @@ Terms = dict[str, Term]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight); sums may be arrays
 
 
+class LogitReading(NamedTuple):
+    """What a loss reads of logits, float32 [batch, length] each.
+
+    Attributes:
+        log_z, target, mean: log-partition, the target's logit, and the mean over the vocabulary.
+        greatest: the greatest logit; carries no gradient.
+    """
+
+    log_z: jax.Array
+    target: jax.Array
+    mean: jax.Array
+    greatest: jax.Array
+
+
 class Output(NamedTuple):
     """What a forward pass gives, before the head.
 

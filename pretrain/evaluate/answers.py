@@ -85,7 +85,7 @@ def _answer(model: FunctionalModel, params: Params, prompts_BL, choices_CBA, len
     _, batch, width = choices_CBA.shape
 
     def logits(hidden_BLD):
-        return module.head(hidden_BLD)[..., :vocab_size]
+        return module.logits(hidden_BLD)[..., :vocab_size]
 
     cache = module.init_cache(batch, prompts_BL.shape[1] + width)
     hidden_BLD, cache = module.decode(prompts_BL, cache, jnp.int32(0))

@@ -88,7 +88,7 @@ def _decode(model: FunctionalModel, params: Params, prompt_BL, prompt_length, co
     key = device_key(config.seed, "generate")
 
     def next_token(hidden_BD, step):
-        logits_BV = module.head(hidden_BD[:, None])[:, 0, :vocab_size]  # without the rows that pad the vocabulary
+        logits_BV = module.logits(hidden_BD[:, None])[:, 0, :vocab_size]  # without the rows that pad the vocabulary
         return _choose(logits_BV, jax.random.fold_in(key, step), config)
 
     hidden_BLD, cache = module.decode(prompt_BL, cache, jnp.int32(0))

@@ -9,13 +9,17 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from pretrain.core.platform import platform
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import Norm, Projection, compute_dtype, param
 from pretrain.models.positions import Rotary, rotate
+from pretrain.models.splash import SAVED, block_for, splash_attention
 from pretrain.sharding.rules import constrain
 
 MAX_BLOCKS = 16  # of queries in causal attention; more would only lengthen compilation
+FUSED = {"gpu": "cudnn", "tpu": "splash"}  # flash attention by platform, in bfloat16
 MASKED = -1e30  # finite, so that a row with nothing to look at gives a mean and not NaN
 
 
@@ -41,12 +45,14 @@ class Sight:
         mask_BLS: bool, [batch, queries, keys].
         bias_1HLS: float32, added to scores: [1, heads, queries, keys], or None.
         rotary: tables of `rotary_tables` for the queries' positions, or None.
+        segments: int32 ids of queries and keys, [batch, length] each, where they and `causal` say all of the mask.
         causal: the mask hides all keys beyond a query, and the places of queries and keys are the same.
     """
 
     mask_BLS: jax.Array
     bias_1HLS: jax.Array | None = None
     rotary: Rotary | None = None
+    segments: tuple[jax.Array, jax.Array] | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
@@ -97,13 +103,17 @@ def dot_product_attention(
         scale: factor on scores; None = head_dim ** -0.5.
         softcap: c * tanh(scores / c).
         sinks_H: scores of looking at nothing.
-        implementation: "cudnn" where it can do what is asked.
+        implementation: "cudnn" or "splash", each where it can do what is asked.
     """
     batch, length, heads, head_dim = q_BLHQ.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     if implementation == "cudnn" and softcap is None and sinks_H is None and sight.bias_1HLS is None:
         mask_B1LS = sight.mask_BLS[:, None]
         return jax.nn.dot_product_attention(q_BLHQ, k_BSKQ, v_BSKQ, mask=mask_B1LS, scale=scale, implementation="cudnn")
+    plain = sight.segments is not None and sinks_H is None and sight.bias_1HLS is None
+    if implementation == "splash" and plain and block_for(length) and block_for(k_BSKQ.shape[1]):
+        options = {"causal": sight.causal, "scale": scale, "softcap": softcap}
+        return splash_attention(q_BLHQ, k_BSKQ, v_BSKQ, sight.segments, **options)
     kv_heads = k_BSKQ.shape[2]
     q_BKGLQ = (q_BLHQ * scale).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     q_BKGLQ = q_BKGLQ.transpose(0, 2, 3, 1, 4)
@@ -152,8 +162,8 @@ class Attention(nnx.Module):
         self.key_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
         self.sinks = param(jnp.zeros(heads, config.param_dtype), ("heads",)) if config.attention_sinks else None
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
-        flash = jax.default_backend() == "gpu" and compute_dtype(config) == jnp.bfloat16
-        self.implementation = ("cudnn" if flash else "xla") if config.attention == "auto" else config.attention
+        fused = FUSED.get(platform(), "xla") if compute_dtype(config) == jnp.bfloat16 else "xla"
+        self.implementation = fused if config.attention == "auto" else config.attention
 
     def __call__(
         self,
@@ -185,9 +195,15 @@ class Attention(nnx.Module):
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)  # noqa: E731
             cache = Cache(write(cache.key_BSKQ, k_BSKQ), write(cache.value_BSKQ, v_BSKQ))
             k_BSKQ, v_BSKQ = cache.key_BSKQ, cache.value_BSKQ
+        q_BLHQ, k_BSKQ, v_BSKQ = (
+            checkpoint_name(x, name) for x, name in ((q_BLHQ, "query"), (k_BSKQ, "key"), (v_BSKQ, "value"))
+        )
         y_BLHQ = dot_product_attention(
             q_BLHQ, k_BSKQ, v_BSKQ, sight, scale=self.scale, softcap=self.softcap,
             sinks_H=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
             implementation=self.implementation,
         )  # fmt: skip
-        return self.out(constrain(y_BLHQ, "batch", "length", "activation_heads", None)), cache
+        if self.implementation != "splash":  # whose kernels name what their backward pass needs
+            y_BLHQ = checkpoint_name(y_BLHQ, SAVED)
+        y_BLD = self.out(constrain(y_BLHQ, "batch", "length", "activation_heads", None))
+        return checkpoint_name(y_BLD, "attention_out"), cache

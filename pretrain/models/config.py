@@ -12,11 +12,13 @@ import gin
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 
-Remat = Literal["none", "minimal", "full"]
+REMAT_NAMES = ("query", "key", "value", "attention", "attention_out", "gate", "up", "mlp_out")
+MINIMAL = ("attention", "gate", "up")
+Remat = Literal["none", "minimal", "named", "full", "offload"]
 POSITIVE = (
-    "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length", "norm_epsilon", "rope_theta", "base_embed_dim",
-    "base_num_layers", "vocab_size", "encoder_layers", "kv_heads", "head_dim", "embedding_dim", "logit_softcap",
-    "init_scale", "relative_buckets", "relative_distance", "sliding_window", "embedding_multiplier",
+    "num_layers", "embed_dim", "num_heads", "mlp_dim", "vocab_chunks", "max_length", "norm_epsilon", "rope_theta",
+    "base_embed_dim", "base_num_layers", "vocab_size", "encoder_layers", "kv_heads", "head_dim", "embedding_dim",
+    "logit_softcap", "init_scale", "relative_buckets", "relative_distance", "sliding_window", "embedding_multiplier",
     "logit_multiplier", "attention_scale", "attention_softcap",
 )  # fmt: skip
 
@@ -136,11 +138,16 @@ class TransformerConfig:
         parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
             `models.parametrization`.
         base_embed_dim, base_num_layers: shape of the proxy at which the learning rate was found.
-        remat: what the backward pass computes again: nothing, all but matrix products, or the whole layer.
+        vocab_chunks: parts of the vocabulary that the loss takes one after another, so that logits are never whole.
+        remat: what the backward pass computes again: "none"; "minimal", all but attention and the MLP's first products;
+            "named", all but `remat_names`; "full", the whole layer from its input; "offload", as "full", with that
+            input in the host's memory meanwhile.
+        remat_names: of `REMAT_NAMES`.
         scan_unroll: layers per step of the scan; -1 unrolls all (faster to run, slower to compile).
         param_dtype, compute_dtype: "auto" for compute is bfloat16 where the hardware has it, else float32; "float16"
             trains with a loss scale (`train.control.LossScale`).
-        attention: "xla", "cudnn" (flash attention on NVIDIA GPUs), or "auto" by hardware and dtype.
+        attention: "xla", "cudnn" and "splash" (flash attention on NVIDIA GPUs and on TPUs), or "auto" by hardware and
+            dtype.
     """
 
     architecture: Literal["decoder", "encoder", "encoder_decoder", "embeddings"] = "decoder"
@@ -181,11 +188,13 @@ class TransformerConfig:
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     base_embed_dim: int = 128
     base_num_layers: int = 4
+    vocab_chunks: int = 1
     remat: Remat = "none"
+    remat_names: tuple[str, ...] = ()
     scan_unroll: int = 1
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
 
     def __post_init__(self):
         check_fields(self)
@@ -197,6 +206,11 @@ class TransformerConfig:
         check(
             self.scan_unroll == -1 or self.scan_unroll >= 1,
             f"TransformerConfig.scan_unroll must be >= 1, or -1 for all layers; got {self.scan_unroll}",
+        )
+        check(
+            set(self.remat_names) <= set(REMAT_NAMES) and bool(self.remat_names) == (self.remat == "named"),
+            f"TransformerConfig.remat_names are of {', '.join(REMAT_NAMES)}, and go with remat = 'named'; "
+            f"got {self.remat_names} with {self.remat!r}",
         )
         check(
             self.num_heads % self.num_kv_heads == 0,

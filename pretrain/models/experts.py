@@ -15,7 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from pretrain.core.platform import platform
 from pretrain.models.config import Experts, TransformerConfig
 from pretrain.models.layers import ACTIVATIONS, compute_dtype, param
 from pretrain.models.mlp import Mlp
@@ -89,8 +91,9 @@ class Mixture(nnx.Module):
     def _mlp(self, x: jax.Array, product: Product) -> jax.Array:
         """The experts' MLPs, by a product of tokens with the matrices of their experts."""
         activate, matrix = ACTIVATIONS[self.config.activation], lambda kernel: kernel[...].astype(x.dtype)
-        up = product(x, matrix(self.up))
-        hidden = activate(up) if self.gate is None else activate(product(x, matrix(self.gate))) * up
+        up = checkpoint_name(product(x, matrix(self.up)), "up")
+        gate = None if self.gate is None else checkpoint_name(product(x, matrix(self.gate)), "gate")
+        hidden = activate(up) if gate is None else activate(gate) * up
         return product(hidden, matrix(self.down))
 
     def _dropless(self, x_BLD, chosen_BLK, weights_BLK, valid_BL):
@@ -102,7 +105,7 @@ class Mixture(nnx.Module):
         order_T = jnp.argsort(expert_T, stable=True)
         sizes_E = jnp.bincount(expert_T, length=self.experts.num_experts).astype(jnp.int32)
         x_TD = x_BLD.reshape(-1, embed)[order_T // top_k]
-        run = _in_blocks if jax.default_backend() == "cpu" else _ragged
+        run = _in_blocks if platform() == "cpu" else _ragged
         y_TD = run(x_TD, expert_T[order_T], sizes_E, self._mlp)[jnp.argsort(order_T)]
         y_BLKD = y_TD.reshape(batch, length, top_k, embed) * weights_BLK[..., None].astype(y_TD.dtype)
         return jnp.sum(y_BLKD, axis=2), jnp.zeros((), jnp.float32)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pretrain.core.platform import platform
 from pretrain.models.config import TransformerConfig
 
 Axes = tuple[str | None, ...]
@@ -17,7 +18,7 @@ def compute_dtype(config: TransformerConfig) -> jnp.dtype:
     """The dtype of matrix products: as configured; "auto" is bfloat16 on TPU and GPU, float32 on CPU."""
     if config.compute_dtype != "auto":
         return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")
 
 
 def param(value: jax.Array, axes: Axes) -> nnx.Param:
@@ -33,7 +34,7 @@ def contract(x: jax.Array, kernel: jax.Array, inputs: int = 1, dtype: jnp.dtype 
     its elementwise loops (a third of an MLP's time). On a mesh the dimensions stay apart, so that each can be split.
     """
     batch, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         rows = x.reshape(math.prod(batch), -1)
         y = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=dtype)
         return y.reshape(*batch, *outputs)

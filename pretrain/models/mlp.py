@@ -5,6 +5,7 @@ Axes: B batch · L length · D embed · F mlp.
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import ACTIVATIONS, Projection
@@ -25,6 +26,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         activate = ACTIVATIONS[self.activation]
-        up_BLF = self.up(x_BLD)
-        hidden_BLF = activate(up_BLF) if self.gate is None else activate(self.gate(x_BLD)) * up_BLF
-        return self.down(constrain(hidden_BLF, "batch", "length", "activation_mlp"))
+        up_BLF = checkpoint_name(self.up(x_BLD), "up")
+        gate_BLF = None if self.gate is None else checkpoint_name(self.gate(x_BLD), "gate")
+        hidden_BLF = activate(up_BLF) if gate_BLF is None else activate(gate_BLF) * up_BLF
+        y_BLD = self.down(constrain(hidden_BLF, "batch", "length", "activation_mlp"))
+        return checkpoint_name(y_BLD, "mlp_out")

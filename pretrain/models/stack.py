@@ -4,21 +4,23 @@ Axes: B batch · L length · S keys · D embed · N layers.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.models.attention import Attention, Cache, Sight, within_window
-from pretrain.models.config import TransformerConfig
+from pretrain.models.config import MINIMAL, TransformerConfig
 from pretrain.models.experts import Mixture, Routing
 from pretrain.models.layers import Norm
 from pretrain.models.mlp import Mlp
 from pretrain.models.positions import DistanceBias, rotary_tables
 from pretrain.sharding.rules import constrain
+
+LAYER_INPUT = "layer_input"
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +69,7 @@ class Block(nnx.Module):
         sight, routing = context.sight, None
         if context.narrow_mask is not None:
             mask_BLS = jnp.where(is_wide, sight.mask_BLS, context.narrow_mask)
-            sight = dataclasses.replace(sight, mask_BLS=mask_BLS)
+            sight = dataclasses.replace(sight, mask_BLS=mask_BLS, segments=None)
 
         def attend(y_BLD):
             nonlocal cache
@@ -129,12 +131,20 @@ class Stack(nnx.Module):
         biased = config.positions in ("relative", "alibi")
         self.distance = DistanceBias(config, two_sided=two_sided, rngs=rngs) if biased else None
 
-    def sight(self, mask_BLS: jax.Array, positions_BL: jax.Array, places_L: jax.Array, *, causal: bool) -> Sight:
+    def sight(
+        self,
+        mask_BLS: jax.Array,
+        positions_BL: jax.Array,
+        places_L: jax.Array,
+        segments: tuple[jax.Array, jax.Array] | None = None,
+        *,
+        causal: bool,
+    ) -> Sight:
         """What attention needs, for queries at `positions_BL` of their documents and `places_L` of the row."""
         keys_S = jnp.arange(mask_BLS.shape[-1])
         bias_1HLS = None if self.distance is None else self.distance(places_L, keys_S)
         rotary = rotary_tables(positions_BL, self.config) if self.config.positions == "rotary" else None
-        return Sight(mask_BLS, bias_1HLS, rotary, causal)
+        return Sight(mask_BLS, bias_1HLS, rotary, segments, causal)
 
     def __call__(
         self, x_BLD: jax.Array, context: Context, cache: Cache | None = None
@@ -167,14 +177,23 @@ class Stack(nnx.Module):
             return x_BLD, (layer_cache, routing)
 
         unroll = len(wide_N) if self.config.scan_unroll == -1 else self.config.scan_unroll
-        body = _remat(run_layer, self.config.remat)
+        body = _remat(run_layer, self.config)
         x_BLD, (cache, routing) = jax.lax.scan(body, x_BLD, (layers, cache, wide_N), unroll=unroll)
         return x_BLD, cache, routing
 
 
-def _remat(function, policy: str):
-    """`function` with the backward pass computing again what `policy` says."""
-    if policy == "none":
+def _remat(function, config: TransformerConfig):
+    """`function` of (hidden states, layer) with the backward pass computing again what `config.remat` says."""
+    policies = jax.checkpoint_policies
+    if config.remat == "none":
         return function
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "minimal" else None
-    return functools.partial(jax.checkpoint, prevent_cse=False, policy=saved)(function)
+    if config.remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device", offload_dst="pinned_host",
+        )  # fmt: skip
+        named = lambda x_BLD, layer: function(checkpoint_name(x_BLD, LAYER_INPUT), layer)  # noqa: E731
+        return jax.checkpoint(named, prevent_cse=False, policy=policy)
+    names = {"minimal": MINIMAL, "named": config.remat_names, "full": ()}[config.remat]
+    policy = policies.save_only_these_names(*names) if names else None
+    return jax.checkpoint(function, prevent_cse=False, policy=policy)

@@ -17,6 +17,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.experts import Routing, moved_bias
 from pretrain.models.heads import HEADS, Ahead
 from pretrain.models.layers import Norm, Projection, compute_dtype, contract, param
+from pretrain.models.parted_logits import PartedLogits, Shape
 from pretrain.models.positions import sinusoids
 from pretrain.models.stack import Context, Stack
 from pretrain.sharding.rules import constrain
@@ -102,7 +103,7 @@ class Transformer(nnx.Module):
         context = self._context(self.encoder, *inputs[1:], causal=False)
         memory_BSD, _, encoder_routing = self.encoder(self.embed(inputs[0], inputs[2]), context)
         mask_BLS = attention_mask(targets[1], inputs[1], causal=False)
-        across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS)}
+        across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS, segments=(targets[1], inputs[1]))}
         target_context = self._context(self.decoder, *targets[1:], causal=True, **across)
         hidden_BLD, _, routing = self.decoder(self.embed(targets[0], targets[2]), target_context)
         terms, metrics = self._router_terms(routing, target_context.valid_BL)
@@ -131,9 +132,17 @@ class Transformer(nnx.Module):
         x_BLD = x_BLD if self.embedding_projection is None else self.embedding_projection(x_BLD)
         return constrain(x_BLD, "batch", "length", "activation_embed")
 
-    def head(self, hidden_BLD: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
+    def head(self, hidden_BLD: jax.Array) -> jax.Array | PartedLogits:
+        """What a loss reads: logits as an array, or not made yet where `vocab_chunks` says so."""
+        c = self.config
+        if c.vocab_chunks == 1:
+            return self.logits(hidden_BLD)
+        shape = Shape(c.vocab_chunks, c.vocab_size, c.logit_multiplier / c.width_ratio, c.logit_softcap)
+        return PartedLogits(hidden_BLD, self._head_kernel(), shape)
+
+    def logits(self, hidden_BLD: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
         """Logits [batch, length, vocab] in float32."""
-        kernel_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        kernel_DV = self._head_kernel()
         logits_BLV = contract(hidden_BLD, kernel_DV.astype(hidden_BLD.dtype), dtype=jnp.float32)
         logits_BLV = constrain(logits_BLV, "batch", "length", "activation_vocab")
         multiplier, softcap = self.config.logit_multiplier / self.config.width_ratio, self.config.logit_softcap
@@ -143,7 +152,10 @@ class Transformer(nnx.Module):
 
     def masked_logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """Logits [batch, length, vocab] through the head "masked", float32."""
-        return self.head(self.masked_head(hidden_BLD), self.masked_head.bias[...])
+        return self.logits(self.masked_head(hidden_BLD), self.masked_head.bias[...])
+
+    def _head_kernel(self) -> jax.Array:
+        return self.embedding[...].T if self.unembedding is None else self.unembedding[...]
 
     def init_cache(self, batch: int, capacity: int) -> Cache:
         """An empty decoding cache, [layers, batch, capacity, kv heads, head dim]."""
@@ -175,7 +187,8 @@ class Transformer(nnx.Module):
     def _context(self, stack: Stack, segment_ids_BL, positions_BL, *, causal: bool, prefix_BL=None, **more) -> Context:
         mask_BLS = attention_mask(segment_ids_BL, causal=causal, prefix_BL=prefix_BL)
         places_L = jnp.arange(segment_ids_BL.shape[1])
-        sight = stack.sight(mask_BLS, positions_BL, places_L, causal=causal and prefix_BL is None)
+        segments = (segment_ids_BL, segment_ids_BL) if prefix_BL is None else None
+        sight = stack.sight(mask_BLS, positions_BL, places_L, segments, causal=causal and prefix_BL is None)
         return Context(sight, segment_ids_BL > 0, **more)
 
     def _router_terms(self, routing: Routing | None, valid_BL: jax.Array, prefix: str = "") -> tuple[dict, dict]:

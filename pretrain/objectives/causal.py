@@ -17,7 +17,7 @@ from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 from pretrain.core.objective import Metrics, ModelNeeds, Output, Term, Terms
 from pretrain.objectives.base import Objective
-from pretrain.objectives.losses import cross_entropy, weighted_sum
+from pretrain.objectives.losses import read_logits, weighted_sum
 
 
 def decode(model: Any, batch: dict[str, jax.Array]) -> Output:
@@ -38,19 +38,18 @@ def decoder_spec(batch_size: int, length: int, prefix: bool = False) -> dict[str
 
 
 def token_loss(
-    logits_BLV: jax.Array, batch: dict[str, jax.Array], z_loss: float, label_smoothing: float
+    logits: Any, batch: dict[str, jax.Array], z_loss: float, label_smoothing: float
 ) -> tuple[Terms, Metrics]:
     """Cross-entropy of `targets` by `loss_weights`, further terms where their coefficients ask, and the accuracy."""
     weights_BL = batch["loss_weights"]
-    nll_BL, log_z_BL = cross_entropy(logits_BLV, batch["targets"])
+    read = read_logits(logits, batch["targets"])
     weight = jnp.sum(weights_BL)
-    terms = {"cross_entropy": Term(weighted_sum(nll_BL, weights_BL), weight, 1 - label_smoothing)}
+    terms = {"cross_entropy": Term(weighted_sum(read.log_z - read.target, weights_BL), weight, 1 - label_smoothing)}
     if label_smoothing > 0:
-        uniform_BL = log_z_BL - jnp.mean(logits_BLV, axis=-1)
-        terms["uniform_cross_entropy"] = Term(weighted_sum(uniform_BL, weights_BL), weight, label_smoothing)
+        terms["uniform_cross_entropy"] = Term(weighted_sum(read.log_z - read.mean, weights_BL), weight, label_smoothing)
     if z_loss > 0:
-        terms["z_loss"] = Term(weighted_sum(jnp.square(log_z_BL), weights_BL), weight, z_loss)
-    hits_BL = (jnp.argmax(logits_BLV, -1) == batch["targets"]).astype(jnp.float32)
+        terms["z_loss"] = Term(weighted_sum(jnp.square(read.log_z), weights_BL), weight, z_loss)
+    hits_BL = (read.target >= read.greatest).astype(jnp.float32)
     return terms, {"accuracy": (weighted_sum(hits_BL, weights_BL), weight)}
 
 

@@ -1,7 +1,20 @@
 """Losses as sums with weights, in float32. Axes: B batch · L length · V vocabulary."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from pretrain.core.objective import LogitReading
+
+
+def read_logits(logits: Any, targets_BL: jax.Array) -> LogitReading:
+    """What a loss reads of logits: an array [batch, length, vocab], or logits that are made in parts (`read`)."""
+    if hasattr(logits, "read"):
+        return logits.read(targets_BL)
+    nll_BL, log_z_BL = cross_entropy(logits, targets_BL)
+    greatest_BL = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    return LogitReading(log_z_BL, log_z_BL - nll_BL, jnp.mean(logits, axis=-1), greatest_BL)
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import gin
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from pretrain.core.errors import check
@@ -61,8 +62,20 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (or the given ones), axes as in `MESH_AXES`, ordered for the hardware's network."""
+    """A mesh over all devices (or the given ones), axes as in `MESH_AXES`, ordered for the hardware's network.
+
+    With several slices of TPUs the first of data, stage and fsdp that their number divides goes across them: it is the
+    outer part of that axis, so only it uses the network between slices.
+    """
     devices = list(devices) if devices is not None else jax.devices()
     shape = config.shape(len(devices))
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
+    ways = dict(zip(MESH_AXES, shape, strict=True))
+    across = next((axis for axis in ("data", "stage", "fsdp") if ways[axis] % slices == 0), None)
+    check(across is not None, f"{slices} slices need a multiple of {slices} ways of data, stage or fsdp; got {ways}")
+    outer = [slices if axis == across else 1 for axis in MESH_AXES]
+    inner = [size // factor for size, factor in zip(shape, outer, strict=True)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), MESH_AXES, axis_types=axis_types)

@@ -56,9 +56,21 @@ def named_sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def ways(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Into how many parts a sharding splits each dimension of an array of this shape."""
+    return tuple(whole // part for whole, part in zip(shape, sharding.shard_shape(shape), strict=True))
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh that a function is being traced on, where there is one."""
+    return _current_mesh.mesh
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks the compiler to lay an activation out by its logical axes; does nothing outside a mesh or on one device."""
     mesh = _current_mesh.mesh
+    if _current_mesh.seen is not None:
+        _current_mesh.seen.append((axes, x.shape, x.dtype))
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh))
@@ -66,20 +78,27 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 class _CurrentMesh:
     mesh: Mesh | None = None
+    seen: list | None = None
 
 
 _current_mesh = _CurrentMesh()
 
 
 class use_mesh:
-    """`with use_mesh(mesh):` makes `constrain` lay activations out on `mesh` while a function is traced."""
+    """`with use_mesh(mesh):` makes `constrain` lay activations out on `mesh` while a function is traced.
 
-    def __init__(self, mesh: Mesh | None):
-        self._mesh = mesh
+    Args:
+        mesh: where to; None for nowhere.
+        seen: gets (logical axes, shape, dtype) of every activation that is laid out meanwhile.
+    """
+
+    def __init__(self, mesh: Mesh | None, seen: list | None = None):
+        self._new = mesh, seen
 
     def __enter__(self) -> Mesh | None:
-        self._previous, _current_mesh.mesh = _current_mesh.mesh, self._mesh
-        return self._mesh
+        self._previous = _current_mesh.mesh, _current_mesh.seen
+        _current_mesh.mesh, _current_mesh.seen = self._new
+        return self._new[0]
 
     def __exit__(self, *_) -> None:
-        _current_mesh.mesh = self._previous
+        _current_mesh.mesh, _current_mesh.seen = self._previous

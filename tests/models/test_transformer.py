@@ -176,8 +176,10 @@ SAME_NUMBERS = {
     "unrolled": ({"scan_unroll": -1}, {}),
     "remat minimal": ({"remat": "minimal"}, {}),
     "remat full": ({"remat": "full"}, {}),
+    "remat named": ({"remat": "named", "remat_names": ("query", "mlp_out")}, {}),
+    "vocabulary in 3 chunks": ({"vocab_chunks": 3}, {}),
     "head in 4 chunks": ({}, {"head_chunks": 4}),
-    "all at once": ({"remat": "full", "scan_unroll": -1}, {"head_chunks": 16, "microbatches": 2}),
+    "all at once": ({"remat": "full", "scan_unroll": -1, "vocab_chunks": 2}, {"head_chunks": 16, "microbatches": 2}),
 }
 
 

@@ -1,0 +1,260 @@
+"""The pod on the desk: compiles a run's real train step for chips that are not there, and says what it will need.
+
+XLA's compiler for TPU comes with libtpu and runs on any machine. From the gin file alone (no cache, no tokenizer: the
+vocabulary is the model's) this makes the step that `pretrain train` would run, lays it out on the mesh of a topology,
+compiles it, and reads memory, FLOPs and collectives off the result.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path as LocalPath
+from typing import Any
+
+import jax
+import numpy as np
+
+from pretrain.core.errors import UserError, check
+from pretrain.core.objective import Vocabulary
+from pretrain.core.platform import traced_for
+from pretrain.core.trees import named_leaves, size
+from pretrain.data.tokenizer_training import TokenizerConfig
+from pretrain.experiment import Experiment
+from pretrain.models.build import build_model
+from pretrain.models.config import TransformerConfig
+from pretrain.models.flops import count_flops
+from pretrain.models.parametrization import learning_rate_scales
+from pretrain.optim.optimizers import Optimizer, build_optimizer
+from pretrain.optim.schedules import Schedule
+from pretrain.plan.buffers import largest_buffers
+from pretrain.plan.chips import Pod
+from pretrain.plan.collectives import find_collectives
+from pretrain.plan.hlo import Program
+from pretrain.plan.roofline import roofline
+from pretrain.sharding.mesh import MeshConfig, make_mesh
+from pretrain.sharding.placement import batch_shardings, replicated
+from pretrain.sharding.rules import named_sharding, use_mesh
+from pretrain.train.loop import Training
+from pretrain.train.state import init_state, state_shardings
+from pretrain.train.step import StepBuilder
+
+# What libtpu would otherwise ask the machine for, at length.
+QUIET_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run's train step and its layout, ready to be lowered.
+
+    Attributes:
+        model: its configuration, with a vocabulary.
+        training: sizes.
+        builder: the step.
+        mesh: the absent devices.
+        state, batch: abstract arguments with their shardings.
+        targets: positions of a sequence that are predicted.
+        activations: (logical axes, shape, dtype) of what was laid out when the step was traced; filled by `lower`.
+    """
+
+    model: TransformerConfig
+    training: Training
+    builder: StepBuilder
+    mesh: jax.sharding.Mesh
+    state: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+    targets: int
+    activations: list = dataclasses.field(default_factory=list)
+
+    @property
+    def ways(self) -> dict[str, int]:
+        """Ways of each mesh axis."""
+        return dict(self.mesh.shape)
+
+    @property
+    def model_flops(self) -> int:
+        """FLOPs of one step by the model's own formula, without what is computed again."""
+        per_token = count_flops(self.model, self.training.sequence_length, self.targets).training
+        return per_token * self.training.batch_size * self.training.sequence_length
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step as StableHLO for TPU."""
+        layout = functools.partial(jax.tree.map, lambda leaf: leaf.sharding)
+        state_layout = layout(self.state)
+        step = jax.jit(
+            self.builder.train,
+            donate_argnums=0,
+            in_shardings=(state_layout, layout(self.batch)),
+            out_shardings=(state_layout, replicated(self.mesh)),
+        )
+        with traced_for("tpu"), use_mesh(self.mesh, self.activations):
+            return step.trace(self.state, self.batch).lower(lowering_platforms=("tpu",))
+
+
+def tpu_devices(pod: Pod) -> list[Any]:
+    """The devices of a pod as libtpu describes them.
+
+    Raises:
+        UserError: libtpu is not installed, or knows no such topology.
+    """
+    check(
+        importlib.util.find_spec("libtpu") is not None,
+        "compiling for TPU needs its compiler, which is not installed: pip install 'pretrain[tpu]'",
+    )
+    for name, value in QUIET_LIBTPU.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    name = f"{pod.kind}:{'x'.join(map(str, pod.shape))}"
+    options = {"num_slices": pod.slices} if pod.slices > 1 else {}
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
+    except Exception as error:  # XLA's errors have no type of their own
+        raise UserError(f"--topology={name}: libtpu knows no such topology ({str(error).splitlines()[0]})") from error
+
+
+def make_job(experiment: Experiment, devices: list[Any]) -> Job:
+    """The step of the loaded gin configuration on these devices.
+
+    Raises:
+        UserError: batch, sequence, model and mesh do not go together.
+    """
+    training, model = experiment.training, TransformerConfig()
+    model = model if model.vocab_size else model.with_vocab(TokenizerConfig().vocab_size)
+    objective = experiment.objective.bind(Vocabulary(model.vocab_size, num_sentinels=experiment.objective.sentinels))
+    with traced_for("tpu"):
+        mesh = make_mesh(MeshConfig(), devices)
+        experiment.mesh = mesh
+        experiment.check_sizes()
+        functional = build_model(model, objective.model_needs)
+        axes = functional.logical_axes()
+        optimizer, rate = build_optimizer(
+            Optimizer(), Schedule(), training.steps, axes, learning_rate_scales(model, axes)
+        )
+        builder = StepBuilder(functional, objective, optimizer, rate, training.microbatches, training.head_chunks)
+        specs = objective.batch_spec(training.batch_size, training.sequence_length)
+        shapes = jax.eval_shape(lambda: init_state(functional, optimizer, training.seed))
+        layout = state_shardings(functional, optimizer, mesh, training.seed)
+    with_layout = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
+    batch = {
+        name: jax.ShapeDtypeStruct(specs[name].shape, np.dtype(specs[name].dtype), sharding=where)
+        for name, where in batch_shardings(specs, mesh).items()
+    }
+    targets = specs["targets"].shape[1] if "targets" in specs else training.sequence_length
+    return Job(model, training, builder, mesh, jax.tree.map(with_layout, shapes, layout), batch, targets)
+
+
+def compile_job(job: Job, pod: Pod) -> dict[str, Any]:
+    """Compiles the step and measures it; see `docs/scale.md` for the keys."""
+    start = time.perf_counter()
+    lowered = job.lower()
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_train"}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except Exception as error:
+            memory = _memory_of_failure(error, pod)
+            compiled = None
+        seconds = time.perf_counter() - start
+        text, assignment = (_dumped(folder, kind) for kind in ("", "-buffer-assignment"))
+    if compiled is not None:
+        memory, text = _memory(compiled, pod), compiled.as_text()
+    program = Program(text)
+    collectives = find_collectives(program, job.ways, pod)
+    times = roofline(program, collectives, pod)
+    return {
+        "topology": str(pod),
+        "chips": pod.chips,
+        "mesh": job.ways,
+        "remat": job.model.remat,
+        "parameters": size(job.builder.model.shapes),
+        "hbm_bytes": memory,
+        "fits": memory["peak"] <= memory["capacity"],
+        "buffers": [dataclasses.asdict(each) for each in largest_buffers(assignment, text, program)],
+        "model_flops": job.model_flops,
+        "hardware_flops": times.hardware_flops,
+        "arithmetic_intensity": times.intensity,
+        "collectives": [dataclasses.asdict(each) for each in collectives],
+        "kernel_seconds": times.kernel_seconds,
+        "collective_seconds": times.collective_seconds,
+        **speed(job.model_flops, times.step_seconds, job.training, pod),
+        "assumptions": list(ASSUMPTIONS),
+        "unknown_loops": program.unknown_loops,
+        "compile_seconds": seconds,
+    }
+
+
+ASSUMPTIONS = (
+    "every kernel at the chip's peak FLOP/s or its memory's full bandwidth, one after another",
+    "collectives entirely beside them, at the full speed of the links of the dimensions they use",
+    "no time for the host, the input, or between kernels: a real step is slower",
+)
+
+
+def speed(model_flops: float, step_seconds: float, training: Training, pod: Pod) -> dict[str, Any]:
+    """MFU, tokens a day, and what the run's token budget takes."""
+    tokens = training.batch_size * training.sequence_length
+    days = training.steps * step_seconds / 86400
+    return {
+        "step_seconds": step_seconds,
+        "mfu": model_flops / (step_seconds * pod.chips * pod.peak_flops),
+        "tokens_per_day": tokens / step_seconds * 86400,
+        "budget": {"tokens": training.steps * tokens, "days": days, "chip_hours": days * 24 * pod.chips},
+    }
+
+
+def _memory(compiled: jax.stages.Compiled, pod: Pod) -> dict[str, int]:
+    found = compiled.memory_analysis()
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    outputs, aliased = found.output_size_in_bytes, found.alias_size_in_bytes
+    peak = arguments + temporaries + outputs - aliased
+    return _hbm(arguments, temporaries, outputs, aliased, peak, pod)
+
+
+def _hbm(arguments: int, temporaries: int, outputs: int, aliased: int, peak: int, pod: Pod) -> dict[str, int]:
+    return {
+        "arguments": arguments, "temporaries": temporaries, "outputs": outputs, "aliased": aliased, "peak": peak,
+        "capacity": int(pod.chip.memory),
+    }  # fmt: skip
+
+
+def _memory_of_failure(error: Exception, pod: Pod) -> dict[str, int]:
+    """What the compiler says it would have needed, where it gave up for want of memory."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
+    if found is None:
+        raise UserError(f"XLA cannot compile this step for {pod}: {str(error).splitlines()[0]}") from error
+    peak = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    return _hbm(0, 0, 0, 0, peak, pod)
+
+
+def _dumped(folder: str, kind: str) -> str:
+    paths = sorted(LocalPath(folder).glob(f"*.after_optimizations{kind}.txt"))
+    return paths[-1].read_text() if paths else ""
+
+
+def layout_rows(job: Job) -> list[dict[str, Any]]:
+    """Every parameter, batch array and laid-out activation: name, shape, partition, bytes on one device."""
+    rows = []
+    for kind, tree in (("parameter", job.state.params), ("batch", job.batch)):
+        for name, leaf in named_leaves(tree).items():
+            rows.append(_layout_row(kind, name, leaf.shape, leaf.dtype, leaf.sharding))
+    counts: dict[tuple, int] = {}
+    for seen in job.activations:
+        counts[seen] = counts.get(seen, 0) + 1
+    for axes, shape, dtype in counts:
+        name = "[" + ", ".join(axis or "-" for axis in axes) + "]"
+        rows.append(_layout_row("activation", name, shape, dtype, named_sharding(axes, shape, job.mesh)))
+    return rows
+
+
+def _layout_row(kind: str, name: str, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Mapping[str, Any]:
+    here = int(np.prod(sharding.shard_shape(shape))) * np.dtype(dtype).itemsize
+    spec = [list(part) if isinstance(part, tuple) else part for part in sharding.spec]
+    return {"kind": kind, "name": name, "shape": list(shape), "dtype": str(dtype), "spec": spec, "bytes": here}
