@@ -17,20 +17,19 @@ from pathlib import Path as LocalPath
 from typing import Any
 
 import jax
+import jax.export
 import numpy as np
 
 from pretrain.core.errors import UserError, check
 from pretrain.core.objective import Vocabulary
 from pretrain.core.platform import traced_for
+from pretrain.core.storage import Path
 from pretrain.core.trees import named_leaves, size
 from pretrain.data.tokenizer_training import TokenizerConfig
 from pretrain.experiment import Experiment
 from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.flops import count_flops
-from pretrain.models.parametrization import learning_rate_scales
-from pretrain.optim.optimizers import Optimizer, build_optimizer
-from pretrain.optim.schedules import Schedule
 from pretrain.plan.buffers import largest_buffers
 from pretrain.plan.chips import Pod
 from pretrain.plan.collectives import find_collectives
@@ -42,6 +41,7 @@ from pretrain.sharding.rules import named_sharding, use_mesh
 from pretrain.train.loop import Training
 from pretrain.train.state import init_state, state_shardings
 from pretrain.train.step import StepBuilder
+from pretrain.training import build_step
 
 # What libtpu would otherwise ask the machine for, at length.
 QUIET_LIBTPU = {
@@ -120,28 +120,30 @@ def tpu_devices(pod: Pod) -> list[Any]:
         raise UserError(f"--topology={name}: libtpu knows no such topology ({str(error).splitlines()[0]})") from error
 
 
+def model_with_vocabulary() -> TransformerConfig:
+    """The loaded model; where it takes the tokenizer's vocabulary, with the size that tokenizer is to have."""
+    model = TransformerConfig()
+    return model if model.vocab_size else model.with_vocab(TokenizerConfig().vocab_size)
+
+
 def make_job(experiment: Experiment, devices: list[Any]) -> Job:
     """The step of the loaded gin configuration on these devices.
 
     Raises:
         UserError: batch, sequence, model and mesh do not go together.
     """
-    training, model = experiment.training, TransformerConfig()
-    model = model if model.vocab_size else model.with_vocab(TokenizerConfig().vocab_size)
+    training, model = experiment.training, model_with_vocabulary()
     objective = experiment.objective.bind(Vocabulary(model.vocab_size, num_sentinels=experiment.objective.sentinels))
     with traced_for("tpu"):
         mesh = make_mesh(MeshConfig(), devices)
         experiment.mesh = mesh
         experiment.check_sizes()
         functional = build_model(model, objective.model_needs)
-        axes = functional.logical_axes()
-        optimizer, rate = build_optimizer(
-            Optimizer(), Schedule(), training.steps, axes, learning_rate_scales(model, axes)
-        )
-        builder = StepBuilder(functional, objective, optimizer, rate, training.microbatches, training.head_chunks)
+        builder = build_step(training, model, functional, objective)
         specs = objective.batch_spec(training.batch_size, training.sequence_length)
-        shapes = jax.eval_shape(lambda: init_state(functional, optimizer, training.seed))
-        layout = state_shardings(functional, optimizer, mesh, training.seed)
+        made_of = functional, builder.optimizer
+        shapes = jax.eval_shape(lambda: init_state(*made_of, training.seed, builder.begin_control))
+        layout = state_shardings(*made_of, mesh, training.seed, builder.begin_control)
     with_layout = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
     batch = {
         name: jax.ShapeDtypeStruct(specs[name].shape, np.dtype(specs[name].dtype), sharding=where)
@@ -151,12 +153,16 @@ def make_job(experiment: Experiment, devices: list[Any]) -> Job:
     return Job(model, training, builder, mesh, jax.tree.map(with_layout, shapes, layout), batch, targets)
 
 
-def compile_job(job: Job, pod: Pod) -> dict[str, Any]:
-    """Compiles the step and measures it; see `docs/scale.md` for the keys."""
+def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
+    """Compiles the step and measures it; see `docs/scale.md` for the keys. `save` is a folder for what is compiled."""
     start = time.perf_counter()
     lowered = job.lower()
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_train"}
+        if save is not None:  # options are part of the key under which the compiled step is found again
+            options = {}
+            jax.config.update("jax_compilation_cache_dir", str(save))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         try:
             compiled = lowered.compile(compiler_options=options)
         except Exception as error:
@@ -165,7 +171,9 @@ def compile_job(job: Job, pod: Pod) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         text, assignment = (_dumped(folder, kind) for kind in ("", "-buffer-assignment"))
     if compiled is not None:
-        memory, text = _memory(compiled, pod), compiled.as_text()
+        memory, text = _memory(compiled, pod), text or compiled.as_text()
+    if compiled is not None and save is not None:
+        _save(job, save)
     program = Program(text)
     collectives = find_collectives(program, job.ways, pod)
     times = roofline(program, collectives, pod)
@@ -189,6 +197,18 @@ def compile_job(job: Job, pod: Pod) -> dict[str, Any]:
         "unknown_loops": program.unknown_loops,
         "compile_seconds": seconds,
     }
+
+
+def _save(job: Job, folder: Path) -> None:
+    """Writes the step as a jax.export artefact of flat arguments: leaves of the state, then of the batch."""
+    leaves, tree = jax.tree.flatten((job.state, job.batch))
+
+    def step(*leaves):
+        with traced_for("tpu"), use_mesh(job.mesh):
+            return tuple(jax.tree.leaves(job.builder.train(*jax.tree.unflatten(tree, leaves))))
+
+    exported = jax.export.export(jax.jit(step), platforms=("tpu",))(*leaves)
+    (folder / "step.jax_export").write_bytes(bytes(exported.serialize()))
 
 
 ASSUMPTIONS = (

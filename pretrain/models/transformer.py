@@ -152,6 +152,7 @@ class Transformer(nnx.Module):
 
     def masked_logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """Logits [batch, length, vocab] through the head "masked", float32."""
+        check(self.config.vocab_chunks == 1, "the head of masked tokens has whole logits: set vocab_chunks = 1")
         return self.logits(self.masked_head(hidden_BLD), self.masked_head.bias[...])
 
     def _head_kernel(self) -> jax.Array:

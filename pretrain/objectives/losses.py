@@ -12,16 +12,16 @@ def read_logits(logits: Any, targets_BL: jax.Array) -> LogitReading:
     """What a loss reads of logits: an array [batch, length, vocab], or logits that are made in parts (`read`)."""
     if hasattr(logits, "read"):
         return logits.read(targets_BL)
-    nll_BL, log_z_BL = cross_entropy(logits, targets_BL)
+    log_z_BL = jax.nn.logsumexp(logits, axis=-1)
+    target_BL = jnp.take_along_axis(logits, targets_BL[..., None], axis=-1)[..., 0]
     greatest_BL = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-    return LogitReading(log_z_BL, log_z_BL - nll_BL, jnp.mean(logits, axis=-1), greatest_BL)
+    return LogitReading(log_z_BL, target_BL, jnp.mean(logits, axis=-1), greatest_BL)
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood in nats and log-partition of each position, both [batch, length] float32."""
-    log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
-    target_logit_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
-    return log_z_BL - target_logit_BL, log_z_BL
+    read = read_logits(logits_BLV, targets_BL)
+    return read.log_z - read.target, read.log_z
 
 
 def weighted_sum(values_BL: jax.Array, weights_BL: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from pretrain.plan.chips import Pod
 from pretrain.plan.hlo import Program
 
 KINDS = "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute"
+SCATTERED = "all-reduce-scatter"  # computations in which TPUs hide a reduce-scatter, as an all-reduce and a slice
 _OPCODES = {kind + end: kind for kind in KINDS for end in ("", "-start")}
 
 
@@ -70,6 +71,8 @@ def find_collectives(program: Program, mesh: Mapping[str, int], pod: Pod) -> lis
         kind = _OPCODES.get(instruction.opcode)
         if kind is None:
             continue
+        if kind == "all-reduce" and name.startswith(SCATTERED):
+            kind = "reduce-scatter"
         group = first_group(instruction.attributes, math.prod(mesh.values()))
         operand = sum(array.bytes for arrays in program.operands(name, instruction) for array in arrays)
         result = max(instruction.bytes - (operand if instruction.opcode.endswith("-start") else 0), 0)
@@ -109,11 +112,15 @@ def first_group(attributes: str, devices: int) -> list[int]:
         shape, whole, order = (_numbers(tiled[i]) for i in (1, 2, 3))
         ids = np.arange(math.prod(whole)).reshape(whole)
         return (ids.transpose(order) if order else ids).reshape(shape)[0].tolist()
-    by_mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}", attributes)
+    by_mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", attributes)
     if by_mesh:
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", by_mesh[1])}
-        used = re.findall(r"'(\w+)'", by_mesh[2])
-        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        order = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", by_mesh[2])
+        used = re.findall(r"'(\w+)'", by_mesh[3])
+        ids = np.arange(math.prod(sizes.values()))
+        if order:
+            ids = ids.reshape(_numbers(order[1])).transpose(_numbers(order[2]) or None)
+        ids = ids.reshape(tuple(sizes.values()))
         picked = tuple(slice(None) if axis in used else 0 for axis in sizes)
         return ids[picked].reshape(-1).tolist()
     return list(range(devices))

@@ -45,8 +45,10 @@ def count_memory(config: TransformerConfig, tokens: int, length: int, *, compute
     size = counts.total * BYTES[c.param_dtype]
     per_layer = {
         "none": SAVED_EMBED * c.embed_dim + (SAVED_MLP + c.is_gated) * c.mlp_dim + SAVED_SCORES * c.num_heads * length,
-        "minimal": (SAVED_EMBED - 3) * c.embed_dim + (1 + c.is_gated) * c.mlp_dim,
+        "minimal": c.embed_dim + c.num_heads * c.query_dim + (1 + c.is_gated) * c.mlp_dim,
+        "named": c.embed_dim + c.num_heads * c.query_dim + (1 + c.is_gated) * c.mlp_dim,  # at most, roughly
         "full": c.embed_dim,
+        "offload": 0,
     }[c.remat]
     activations = tokens * (c.num_layers * per_layer * compute_bytes + 2 * 4 * c.vocab_size)
     return Memory(size, size, ADAM_MOMENTS * 4 * counts.total, activations)
