@@ -17,6 +17,7 @@ CORE = [
     "etils[epath]",  # one path type for local disks and object stores
     "fsspec",
     "tqdm",
+    "pillow",  # decodes pictures; matplotlib brings it anyway
     "matplotlib",
     "tensorboardX",  # writes TensorBoard events without TensorFlow
     # sentencepiece 0.2.2 and later generate code for protobuf 7; TensorFlow and Beam are on 6.

@@ -206,7 +206,7 @@ def write_corpus(folder: Path, train: Texts, validation: Texts) -> None:
     """Texts as a curated corpus with the split as given."""
     splits = (("train", train), ("validation", validation))
     rows = [
-        (f"{split}-{number}", "corpus", split, text, "", "{}")
+        (f"{split}-{number}", "corpus", split, text, "", "{}", None)
         for split, texts in splits
         for number, text in enumerate(texts)
     ]

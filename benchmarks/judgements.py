@@ -62,6 +62,7 @@ def batch(texts: Sequence[str], language: str = "") -> pa.RecordBatch:
         texts,
         [""] * number,
         [metadata] * number,
+        [None] * number,
     ]
     return pa.RecordBatch.from_arrays(
         [pa.array(c, f.type) for c, f in zip(columns, DOCUMENTS, strict=True)], schema=DOCUMENTS

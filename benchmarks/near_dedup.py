@@ -110,9 +110,9 @@ def quality(corpus: Path, number: int) -> dict[str, float]:
     rows = [json.loads(line) for line, _ in zip(lines, range(number), strict=False)]
     texts, ids = [row["text"] for row in rows], [row["id"] for row in rows]
     position = {id_: index for index, id_ in enumerate(ids)}
-    fixed = {"source": "x", "split": "train", "origin": "x", "metadata": "{}"}
+    fixed = {"source": "x", "split": "train", "origin": "x", "metadata": "{}", "arrays": None}
     columns = {"id": ids, "text": texts, **{name: [value] * len(ids) for name, value in fixed.items()}}
-    table = pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)
+    table = pa.table([pa.array(columns[field.name], field.type) for field in DOCUMENTS], schema=DOCUMENTS)
     stage = NearDedup()
     evidence = pa.concat_tables(stage.key(batch) for batch in table.to_batches(max_chunksize=1024))
     links = stage.group(evidence.sort_by([("key", "ascending"), ("id", "ascending")]))

@@ -1,9 +1,12 @@
 """What curation reads and writes: the Arrow schemas of documents, rejects and edits, and document ids.
 
 The text column is a large string, so that no shard can outgrow 32-bit offsets. Bytes are always UTF-8 bytes of text.
+A document may hold arrays beside its text (`core/arrays.py`): pictures, frames, readings; its text is then a caption or
+an instruction, and may be empty.
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -18,6 +21,7 @@ DOCUMENTS = pa.schema(
         "text": pa.large_string(),
         "origin": pa.string(),  # path or URL, with ":offset" where there is one
         "metadata": pa.string(),  # a JSON object
+        "arrays": pa.map_(pa.string(), pa.large_binary()),  # by name, as in `core/arrays.py`; null for text alone
     }
 )
 
@@ -61,6 +65,7 @@ class Record(NamedTuple):
         source: source name; None takes the name of the input.
         group: documents of one group fall on the same side of the train/validation split; None takes the id.
         metadata: a JSON object as a string.
+        arrays: what it holds beside its text, by name, as bytes.
     """
 
     text: str
@@ -69,6 +74,7 @@ class Record(NamedTuple):
     source: str | None = None
     group: str | None = None
     metadata: str = "{}"
+    arrays: Mapping[str, bytes] | None = None
 
 
 class Unreadable(NamedTuple):
@@ -110,3 +116,9 @@ def text_bytes(documents: pa.Table | pa.RecordBatch) -> pa.Array:
 def excerpt(texts: pa.Array) -> pa.Array:
     """The first characters of each text, as a string array."""
     return pc.cast(pc.utf8_slice_codeunits(texts, 0, EXCERPT_CHARACTERS), pa.string())
+
+
+def arrays_of(documents: pa.Table | pa.RecordBatch) -> Iterator[dict[str, bytes]]:
+    """The arrays of each document by name, empty where it has none; one document is held at a time."""
+    for value in documents["arrays"]:
+        yield dict(value.as_py() or ())

@@ -7,14 +7,16 @@ and the reader goes on where it can. Line formats are streamed; no more than one
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gin
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pretrain.core.arrays import to_bytes
 from pretrain.core.errors import check
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, open_stream, read_chunks, zstd
@@ -37,6 +39,7 @@ class Fields:
         max_record_bytes: longer records are rejected as unreadable.
         main_text: of HTML pages only the main content; otherwise all their text.
         modules: Python modules that register seqio tasks.
+        arrays: name of an array -> the field that holds it, of records with more than text; see `take_arrays`.
     """
 
     text: str = "text"
@@ -46,6 +49,7 @@ class Fields:
     max_record_bytes: int = 64 << 20
     main_text: bool = True
     modules: tuple[str, ...] = ()
+    arrays: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         known = " ".join(TEXT_UNITS)
@@ -91,7 +95,7 @@ def read_parquet(file: InputFile, fields: Fields) -> Iterator[Record | Unreadabl
     with open_stream(file.path) as stream:
         parquet = pq.ParquetFile(stream)
         names = parquet.schema_arrow.names
-        if fields.text not in names:
+        if fields.text not in names and not fields.arrays:
             yield Unreadable(file.path, f"no column {fields.text!r}; its columns are {', '.join(names)}")
             return
         try:
@@ -216,7 +220,12 @@ def _from_json(origin: str, line: bytes, fields: Fields) -> Record | Unreadable:
 
 def from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: bytes = b"") -> Record | Unreadable:
     """A record from named values; the fields that have no role of their own become its metadata."""
+    arrays = take_arrays(values, fields.arrays)
+    if isinstance(arrays, Unreadable):
+        return arrays._replace(origin=origin)
     text = values.pop(fields.text, None)
+    if text is None and fields.arrays:
+        text = ""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
@@ -237,7 +246,36 @@ def from_mapping(origin: str, values: dict[str, Any], fields: Fields, raw: bytes
         return Unreadable(origin, "an unpaired surrogate", raw, len(raw))
     except (ValueError, RecursionError) as error:
         return Unreadable(origin, f"metadata is no JSON: {one_line(error)}", raw, len(raw))
-    return Record(text, origin, own_id, group=None if group is None else str(group), metadata=metadata)
+    return Record(text, origin, own_id, group=None if group is None else str(group), metadata=metadata, arrays=arrays)
+
+
+def take_arrays(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, bytes] | Unreadable | None:
+    """Takes a record's arrays out of its values: a file's bytes as they are, numbers as .npy; None without any.
+
+    Args:
+        values: by field. A field holds bytes, an array, (nested) lists of numbers, or {"bytes": ...} as Hugging Face's
+            data sets do; one that is not there, or null, is passed over: `ArrayRules` and `ImageRules` reject for that.
+        names: name of an array -> field.
+    """
+    found = {}
+    for name, field in names.items():
+        value = values.pop(field, None)
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if value is None:
+            continue
+        if not isinstance(value, bytes):
+            try:
+                array = np.asarray(value)
+            except ValueError:  # lists of different lengths
+                array = np.zeros(0, object)
+            if array.dtype.kind not in "biuf":
+                return Unreadable(
+                    "", f"no numbers in field {field!r}", repr(value)[:BEGINNING].encode(), rule="no_numbers"
+                )
+            value = to_bytes(array)
+        found[name] = value
+    return found or None
 
 
 def _rows(batch: pa.RecordBatch, text_field: str) -> Iterator[dict[str, Any]]:

@@ -29,11 +29,11 @@ def read_batches(
             if isinstance(item, Unreadable):
                 unreadable.append(item._replace(source=source))
             else:
-                text, origin, id_, _, group, metadata = item
+                text, origin, id_, _, group, metadata, arrays = item
                 id_ = id_ or document_id(source, origin)
                 split = split_of(id_ if group is None else group, validation_fraction)
-                rows.append((id_, source, split, text, origin, metadata))
-                characters += len(text)
+                rows.append((id_, source, split, text, origin, metadata, arrays and list(arrays.items())))
+                characters += len(text) + sum(map(len, (arrays or {}).values()))
             if characters >= BATCH_CHARACTERS or len(rows) + len(unreadable) >= BATCH_DOCUMENTS:
                 yield _table(rows), unreadable
                 rows, unreadable, characters = [], [], 0

@@ -259,7 +259,7 @@ def shard_name(shard: int, shards: int) -> str:
 
 def _with_excerpt(documents: pa.Table) -> pa.Table:
     short = pc.utf8_slice_codeunits(documents["text"], 0, 200)
-    return documents.drop_columns(["text", "metadata"]).append_column("excerpt", short)
+    return documents.drop_columns(["text", "metadata", "arrays"]).append_column("excerpt", short)
 
 
 def _examples(rows: pa.Table, keys: list[str]) -> list[dict]:

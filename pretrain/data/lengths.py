@@ -25,11 +25,13 @@ class Lengths:
         features: names read from the cache.
         packed: names of the packed features.
         capacity: elements a row holds, per packed feature.
+        whole: records are never cut into pieces.
     """
 
     def __init__(self, objective: Any, sequence_length: int | Mapping[str, int]):
         self._objective = objective
         self.features = tuple(objective.features)
+        self.whole = getattr(objective, "whole_records", False)
         self.packed = tuple(self._call(np.ones((1, len(self.features)), np.int64)))
         if isinstance(sequence_length, Mapping):
             missing = sorted(set(self.packed) ^ set(sequence_length))
@@ -44,7 +46,7 @@ class Lengths:
 
     def prepared(self, lengths: np.ndarray) -> np.ndarray:
         """Lengths after `prepare`, int64 [n, packed features], of pieces of lengths [n, features]."""
-        if len(self.features) == 1 and lengths.size and lengths.max() < len(self.table):
+        if len(self.features) == 1 and not self.whole and lengths.size and lengths.max() < len(self.table):
             return self.table[lengths[:, 0]]
         return np.stack([np.asarray(value, np.int64) for value in self._call(lengths).values()], axis=1)
 

@@ -85,7 +85,8 @@ def make_loader(
     Args:
         cache_dir: what `build_cache` wrote.
         split: "train" or "validation".
-        objective: its host side is used: `features`, `prepare`, `prepared_length`, `finish`, `random_finish`.
+        objective: its host side is used: `features`, `whole_records`, `row_bytes`, `prepare`, `prepared_length`,
+            `finish`, `random_finish`.
         batch_size: rows of the global batch.
         sequence_length: elements of a row; by packed feature where they differ.
         seed: fixes the order of everything.
@@ -145,6 +146,13 @@ class _Rows:
         return None if self.end is None else -(-self.end // self.batch_size)
 
 
+def _row_bytes(objective: Any, sources: Sources) -> int:
+    """Bytes of the largest packed feature of a row; of all that it makes, where an objective says so itself."""
+    items = {feature.name: feature.item_bytes for feature in sources.table}
+    sizes = zip(sources.lengths.packed, sources.lengths.capacity, strict=True)
+    return getattr(objective, "row_bytes", None) or max(size * max(4, items.get(name, 4)) for name, size in sizes)
+
+
 def _summary(sources: Sources, stream: Stream, position: Position, batch_size: int) -> dict:
     """Counts for reports, of one epoch of every source that is read."""
     rows = sum(plan.rows for plan in stream.plans)
@@ -197,7 +205,7 @@ class Loader:
             vocab_size=sources.tokenizer.get("vocab_size"),
             seed=seed,
         )
-        self._span = max(1, BLOCK_BYTES // (4 * rows.count * max(sources.lengths.capacity)))  # batches of a block
+        self._span = max(1, BLOCK_BYTES // (rows.count * _row_bytes(objective, sources)))  # batches of a block
         self._blocks = Recent(2)
         self.num_batches, self.batch_size = rows.batches, rows.batch_size
         self.fingerprint = position.fingerprint

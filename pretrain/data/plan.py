@@ -107,7 +107,7 @@ class SourcePlan:
     ):
         self.name, self._lengths, self._seed = name, lengths, seed
         self._records, self._purpose = record_lengths.astype(np.int64), purpose_id(f"source {name}")
-        self._split = can_split(self._records)
+        self._split = not lengths.whole and can_split(self._records)
         prepared, examples = self._measure()
         self._bounds = _window_bounds(prepared, lengths.capacity, shard_starts, window_rows)
         if counted is None or len(counted) != len(self):

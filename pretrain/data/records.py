@@ -65,6 +65,15 @@ def token_feature(vocab_size: int, name: str = "tokens") -> Feature:
     return Feature(name, "uint16" if vocab_size <= 1 << 16 else "uint32")
 
 
+def array_feature(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Feature:
+    """The feature that holds arrays of numbers, `shape` each element: 64-bit integers are stored as int32.
+
+    So are single uint16 and uint32 values, which would be taken for token ids.
+    """
+    wide = dtype.itemsize == 8 or (not shape and dtype.name in ("uint16", "uint32"))
+    return Feature(name, "int32" if dtype.kind in "iu" and wide else dtype.name, shape)
+
+
 def little_endian(dtype: str) -> np.dtype:
     return np.dtype(dtype).newbyteorder("<")
 

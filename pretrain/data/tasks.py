@@ -16,7 +16,7 @@ import numpy as np
 from pretrain.core import storage
 from pretrain.core.errors import RunError, UserError, check
 from pretrain.data.corpus import Examples, check_source_name, document_files, read_documents
-from pretrain.data.records import Feature, little_endian, token_feature
+from pretrain.data.records import Feature, array_feature, little_endian, token_feature
 from pretrain.data.tokenizers import Bytes, SentencePiece, Tokenizer
 
 GROUP = 1024  # examples taken from a dataset at once
@@ -292,8 +292,7 @@ class TaskInput:
                 continue
             check(dtype.kind in "iufb", f"{task.name}: feature {name} is {dtype}; only numbers can be cached")
             shape = tuple(first[name].shape[1:]) if feature.rank > 1 else ()
-            wide = dtype.itemsize == 8 or (not shape and dtype.name in ("uint16", "uint32"))
-            table.append(Feature(name, "int32" if dtype.kind in "iu" and wide else dtype.name, shape))
+            table.append(array_feature(name, dtype, shape))
         return table
 
 

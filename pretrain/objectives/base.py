@@ -23,6 +23,8 @@ class Objective(abc.ABC):
 
     #: names of the record's features that are read from the cache.
     features: tuple[str, ...] = ("tokens",)
+    #: whether a record goes into a row as a whole, however long; others are cut into pieces that fit.
+    whole_records: bool = False
     #: whether `finish` draws random numbers.
     random_finish: bool = True
     #: what the model must be; may depend on the objective's fields.

@@ -46,6 +46,7 @@ def documents(texts: list[str], ids: list[str] | None = None) -> pa.Table:
         "text": texts,
         "origin": [f"file:{index}" for index in range(number)],
         "metadata": ["{}"] * number,
+        "arrays": [None] * number,
     }
     return pa.table(columns, schema=DOCUMENTS)
 
