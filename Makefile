@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix test-parity faults audit clean
+.PHONY: quickstart test lint test-matrix test-parity faults parallel audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
@@ -15,6 +15,11 @@ test: $(VENV)/.installed-dev
 # Faults in full: kills, damaged checkpoints, spikes, lost hosts, mutated input. FAULT_SEED=1 draws others.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -s tests/faults
+
+# Every kind of parallelism and their combinations on 8 forced host devices against one: a quarter of an hour.
+parallel: $(VENV)/.installed-dev
+	PYTHONPATH=.:tests:tests/objectives XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu \
+	  JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python tests/sharding/equal_on_eight.py all
 
 # Exact versions and a software bill of materials (CycloneDX) in build/audit, by a tool in an environment of its own.
 audit: $(VENV)/.installed-dev .venv-audit/.installed

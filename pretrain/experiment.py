@@ -54,12 +54,13 @@ from pretrain.train.events import find_event
 from pretrain.train.loop import Data, Trainer, Training
 from pretrain.train.state import TrainState
 from pretrain.train.step import StepBuilder
-from pretrain.training import TRAINER_CONFIGS, build_trainer
+from pretrain.training import TRAINER_CONFIGS, build_trainer, check_layout
 
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
-    "MeshConfig.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every", "Training.eval_every",
-    "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.", "Recovery.", "Detector.",
+    "MeshConfig.", "Parallelism.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every",
+    "Training.eval_every", "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.",
+    "Recovery.", "Detector.",
 )  # fmt: skip
 
 CONFIGS = (
@@ -360,13 +361,7 @@ class Experiment:
             training.head_chunks == 1 or self.objective.model_needs.chunkable,
             f"Training.head_chunks must be 1: the loss of {kind} cannot be computed in parts",
         )
-        rows = training.batch_size // training.microbatches
-        batch_ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.mesh.shape["expert"]
-        check(
-            rows % batch_ways == 0,
-            f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {batch_ways} ways "
-            "the mesh splits a batch (data x fsdp x expert)",
-        )
+        check_layout(training, TransformerConfig(), self.objective, self.mesh)
 
     def checkpoint(self, step: int | None = None) -> tuple[int, Params]:
         """Step and parameters of a checkpoint, the newest by default."""

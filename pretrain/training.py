@@ -1,8 +1,13 @@
 """Joins model, objective, optimizer, data and policies into a `Trainer`, by what gin says of each."""
 
+import math
+
 import jax
 
+from pretrain.core.errors import check
+from pretrain.core.objective import Vocabulary
 from pretrain.core.storage import Path
+from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.flops import count_flops
 from pretrain.models.functional import FunctionalModel, Params
@@ -12,6 +17,8 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.clipping import skip_bad_updates
 from pretrain.optim.optimizers import Optimizer, build_optimizer
 from pretrain.optim.schedules import Schedule
+from pretrain.sharding.parallelism import Parallelism
+from pretrain.sharding.rules import RULES, use_mesh
 from pretrain.train.checkpoint import Checkpointing
 from pretrain.train.control import LossScale
 from pretrain.train.loop import Data, Trainer, Training
@@ -21,7 +28,7 @@ from pretrain.train.step import StepBuilder
 from pretrain.train.timekeeper import Supervision
 
 # What the trainer is made of beside sizes: a wrong value shows when the experiment is opened.
-TRAINER_CONFIGS = (Optimizer, Schedule, Checkpointing, Recovery, Detector, LossScale, Supervision)
+TRAINER_CONFIGS = (Parallelism, Optimizer, Schedule, Checkpointing, Recovery, Detector, LossScale, Supervision)
 
 
 def build_trainer(
@@ -78,3 +85,36 @@ def build_step(
         LossScale() if is_half else None,
         recovery.policy == "rewind" and recovery.lower_rate < 1,
     )
+
+
+def check_layout(
+    training: Training,
+    config: TransformerConfig,
+    objective: Objective,
+    mesh: jax.sharding.Mesh,
+    use: Parallelism | None = None,
+) -> None:
+    """Asks whether a mesh can hold batch and model, before anything is made.
+
+    Where the sequence is split or layers stand in stages, the forward pass is traced (a second or two): what cannot be
+    laid out says so itself. `use` is gin's by default.
+
+    Raises:
+        UserError: it cannot, and why.
+    """
+    rows = training.batch_size // training.microbatches
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    check(
+        rows % ways == 0,
+        f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {ways} ways the mesh splits a batch "
+        "(data x fsdp x expert)",
+    )
+    if mesh.shape["context"] == mesh.shape["stage"] == 1:
+        return
+    sentinels = objective.sentinels
+    bound = objective.bind(Vocabulary(256 + sentinels, num_sentinels=sentinels))
+    model = build_model(config if config.vocab_size else config.with_vocab(256 + sentinels), objective.model_needs)
+    spec = bound.batch_spec(rows, training.sequence_length)
+    batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in spec.items()}
+    with use_mesh(mesh, parallelism=use):
+        jax.eval_shape(lambda params, batch: bound.forward(model.module(params), batch).hidden, model.shapes, batch)

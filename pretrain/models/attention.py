@@ -11,16 +11,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from pretrain.core.errors import check
 from pretrain.core.platform import platform
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import Norm, Projection, compute_dtype, param
 from pretrain.models.positions import Rotary, rotate
 from pretrain.models.splash import SAVED, block_for, splash_attention
-from pretrain.sharding.rules import constrain
+from pretrain.sharding.ring import ring_attention
+from pretrain.sharding.rules import constrain, parallelism, ways_of
 
 MAX_BLOCKS = 16  # of queries in causal attention; more would only lengthen compilation
 FUSED = {"gpu": "cudnn", "tpu": "splash"}  # flash attention by platform, in bfloat16
 MASKED = -1e30  # finite, so that a row with nothing to look at gives a mean and not NaN
+RING_SEES = (
+    "Parallelism.context = 'ring' knows documents and causality alone, not prefixes, sliding windows, attention sinks "
+    "nor biases by distance: choose 'all_gather' or 'ulysses'"
+)
 
 
 @jax.tree_util.register_dataclass
@@ -42,14 +48,14 @@ class Sight:
     """Who looks at whom, the same for all layers.
 
     Attributes:
-        mask_BLS: bool, [batch, queries, keys].
+        mask_BLS: bool, [batch, queries, keys]; None where the sequence is in zig-zag order.
         bias_1HLS: float32, added to scores: [1, heads, queries, keys], or None.
         rotary: tables of `rotary_tables` for the queries' positions, or None.
         segments: int32 ids of queries and keys, [batch, length] each, where they and `causal` say all of the mask.
         causal: the mask hides all keys beyond a query, and the places of queries and keys are the same.
     """
 
-    mask_BLS: jax.Array
+    mask_BLS: jax.Array | None
     bias_1HLS: jax.Array | None = None
     rotary: Rotary | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
@@ -103,22 +109,27 @@ def dot_product_attention(
         scale: factor on scores; None = head_dim ** -0.5.
         softcap: c * tanh(scores / c).
         sinks_H: scores of looking at nothing.
-        implementation: "cudnn" or "splash", each where it can do what is asked.
+        implementation: "cudnn" or "splash", each where it can do what is asked; "ring", which refuses what it cannot.
     """
     batch, length, heads, head_dim = q_BLHQ.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    if implementation == "ring":
+        check(sight.segments is not None and sight.bias_1HLS is None and sinks_H is None, RING_SEES)
+        options = {"causal": sight.causal, "scale": scale, "softcap": softcap}
+        return ring_attention(q_BLHQ, k_BSKQ, v_BSKQ, sight.segments, **options)
     if implementation == "cudnn" and softcap is None and sinks_H is None and sight.bias_1HLS is None:
         mask_B1LS = sight.mask_BLS[:, None]
         return jax.nn.dot_product_attention(q_BLHQ, k_BSKQ, v_BSKQ, mask=mask_B1LS, scale=scale, implementation="cudnn")
     plain = sight.segments is not None and sinks_H is None and sight.bias_1HLS is None
     if implementation == "splash" and plain and block_for(length) and block_for(k_BSKQ.shape[1]):
-        options = {"causal": sight.causal, "scale": scale, "softcap": softcap}
+        options = {"causal": sight.causal, "scale": scale, "softcap": softcap, "exchanged": exchanges_heads()}
         return splash_attention(q_BLHQ, k_BSKQ, v_BSKQ, sight.segments, **options)
     kv_heads = k_BSKQ.shape[2]
     q_BKGLQ = (q_BLHQ * scale).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     q_BKGLQ = q_BKGLQ.transpose(0, 2, 3, 1, 4)
     k_BKSQ, v_BKSQ = k_BSKQ.transpose(0, 2, 1, 3), v_BSKQ.transpose(0, 2, 1, 3)
-    block = max(64, -(-length // MAX_BLOCKS)) if sight.causal else length
+    in_blocks = sight.causal and ways_of("context") == 1
+    block = max(64, -(-length // MAX_BLOCKS)) if in_blocks else length
     blocks_BKGLQ = []
     for start in range(0, length, block):
         rows = slice(start, start + block)
@@ -145,6 +156,33 @@ def _softmax(scores_BKGLS: jax.Array, sinks_H: jax.Array | None) -> jax.Array:
     batch, kv_heads, group, length, _ = scores_BKGLS.shape
     sink_BKGL1 = jnp.broadcast_to(sinks_H.reshape(1, kv_heads, group, 1, 1), (batch, kv_heads, group, length, 1))
     return jax.nn.softmax(jnp.concatenate([scores_BKGLS, sink_BKGL1], -1), axis=-1)[..., :-1]
+
+
+def in_ring() -> bool:
+    """Whether keys and values go round the devices that share a sequence."""
+    return ways_of("context") > 1 and parallelism().context == "ring"
+
+
+def exchanges_heads() -> bool:
+    """Whether heads are split in place of the sequence while attention runs."""
+    return ways_of("context") > 1 and parallelism().context == "ulysses"
+
+
+def lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, ring: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values where attention wants them: a part of a sequence is to see all of its keys."""
+    if exchanges_heads():
+        heads, tensor = k_BSKQ.shape[2], ways_of("tensor") * ways_of("context")
+        check(
+            q_BLHQ.shape[2] % tensor == 0,
+            f"Parallelism.context = 'ulysses' splits heads over tensor x context ({tensor} ways), which do not divide "
+            f"TransformerConfig.num_heads ({q_BLHQ.shape[2]}); choose 'ring' or 'all_gather'",
+        )
+        if heads % tensor:  # too few kv heads to split: a copy for each query head
+            k_BSKQ, v_BSKQ = (jnp.repeat(x, q_BLHQ.shape[2] // heads, axis=2) for x in (k_BSKQ, v_BSKQ))
+        return tuple(constrain(x, "batch", None, "exchanged_heads", None) for x in (q_BLHQ, k_BSKQ, v_BSKQ))
+    length = "length" if ring else None
+    keys = [constrain(x, "batch", length, "activation_kv_heads", None) for x in (k_BSKQ, v_BSKQ)]
+    return constrain(q_BLHQ, "batch", "length", "activation_heads", None), *keys
 
 
 class Attention(nnx.Module):
@@ -188,9 +226,8 @@ class Attention(nnx.Module):
             q_BLHQ, k_BSKQ = self.query_norm(q_BLHQ), self.key_norm(k_BSKQ)
         if sight.rotary is not None:
             q_BLHQ, k_BSKQ = rotate(q_BLHQ, sight.rotary), rotate(k_BSKQ, sight.rotary)
-        q_BLHQ = constrain(q_BLHQ, "batch", "length", "activation_heads", None)
-        k_BSKQ = constrain(k_BSKQ, "batch", "length", "activation_kv_heads", None)
-        v_BSKQ = constrain(v_BSKQ, "batch", "length", "activation_kv_heads", None)
+        implementation = "ring" if in_ring() and cache is None else self.implementation
+        q_BLHQ, k_BSKQ, v_BSKQ = lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, implementation == "ring")
         if cache is not None:
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)  # noqa: E731
             cache = Cache(write(cache.key_BSKQ, k_BSKQ), write(cache.value_BSKQ, v_BSKQ))
@@ -201,9 +238,9 @@ class Attention(nnx.Module):
         y_BLHQ = dot_product_attention(
             q_BLHQ, k_BSKQ, v_BSKQ, sight, scale=self.scale, softcap=self.softcap,
             sinks_H=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
-            implementation=self.implementation,
+            implementation=implementation,
         )  # fmt: skip
-        if self.implementation != "splash":  # whose kernels name what their backward pass needs
+        if implementation != "splash":  # whose kernels name what their backward pass needs
             y_BLHQ = checkpoint_name(y_BLHQ, SAVED)
         y_BLD = self.out(constrain(y_BLHQ, "batch", "length", "activation_heads", None))
         return checkpoint_name(y_BLD, "attention_out"), cache

@@ -9,7 +9,7 @@ Axes: B batch · L queries · S keys · H query heads · K kv heads · Q head di
 import jax
 import jax.numpy as jnp
 
-from pretrain.sharding.rules import current_mesh, named_sharding, partition_spec, ways
+from pretrain.sharding.rules import current_mesh, named_sharding, partition_spec, shard_map, ways
 
 BLOCKS = 512, 256, 128  # sides of a block of scores; the largest that divides the length
 SAVED = "attention"  # name of the kernel's residuals (outputs, log-partitions) for policies of rematerialisation
@@ -29,6 +29,7 @@ def splash_attention(
     causal: bool,
     scale: float,
     softcap: float | None = None,
+    exchanged: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention within segments; [batch, length, heads, head dim].
@@ -39,6 +40,7 @@ def splash_attention(
         causal: keys beyond a query are hidden.
         scale: factor on scores.
         softcap: c * tanh(scores / c).
+        exchanged: heads are split over context too, in place of queries (Ulysses).
         interpret: run the kernels in Python's stead of a TPU, for tests.
     """
     # Imported here: Pallas takes half a second, and only TPUs need it.
@@ -47,7 +49,8 @@ def splash_attention(
 
     length, heads, keys = *q_BLHQ.shape[1:3], k_BSKQ.shape[1]
     mesh = current_mesh()
-    layout = named_sharding(("activation_heads", "length"), (heads, length), mesh) if mesh else None
+    axes = ("exchanged_heads", None) if exchanged else ("activation_heads", "length")
+    layout = named_sharding(axes, (heads, length), mesh) if mesh else None
     head_ways, length_ways = ways(layout, (heads, length)) if mesh else (1, 1)
     if k_BSKQ.shape[2] % head_ways:  # too few kv heads to split: a copy for each query head
         k_BSKQ, v_BSKQ = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k_BSKQ, v_BSKQ))
@@ -64,11 +67,11 @@ def splash_attention(
     operands = (q_BLHQ * scale).transpose(0, 2, 1, 3), k_BSKQ.transpose(0, 2, 1, 3), v_BSKQ.transpose(0, 2, 1, 3)
     if mesh is not None and mesh.size > 1:
         spec = lambda x, *axes: partition_spec(axes, x.shape, mesh)  # noqa: E731
-        queries = spec(operands[0], "batch", "activation_heads", "length", None)
-        others = spec(operands[1], "batch", "activation_heads", None, None)
-        segment_specs = spec(segments[0], "batch", "length"), spec(segments[1], "batch", None)
+        queries = spec(operands[0], "batch", *axes, None)
+        others = spec(operands[1], "batch", axes[0], None, None)
+        segment_specs = spec(segments[0], "batch", axes[1]), spec(segments[1], "batch", None)
         in_specs = (kernel.manual_sharding_spec(layout), queries, others, others, *segment_specs)
-        attend = jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=queries, check_vma=False)
+        attend = shard_map(attend, in_specs=in_specs, out_specs=queries)
     return attend(kernel, *operands, *segments).transpose(0, 2, 1, 3)
 
 

@@ -4,6 +4,7 @@ Axes: B batch · L length · S keys · D embed · N layers.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,13 +13,16 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from pretrain.models.attention import Attention, Cache, Sight, within_window
+from pretrain.core.errors import check
+from pretrain.models.attention import RING_SEES, Attention, Cache, Sight, in_ring, within_window
 from pretrain.models.config import MINIMAL, TransformerConfig
 from pretrain.models.experts import Mixture, Routing
 from pretrain.models.layers import Norm
 from pretrain.models.mlp import Mlp
 from pretrain.models.positions import DistanceBias, rotary_tables
-from pretrain.sharding.rules import constrain
+from pretrain.sharding.pipeline import run_in_stages
+from pretrain.sharding.rules import constrain, ways_of
+from pretrain.sharding.zigzag import from_zigzag, into_zigzag
 
 LAYER_INPUT = "layer_input"
 
@@ -42,6 +46,18 @@ class Context:
     offset: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_sight: Sight | None = None
+
+    def in_zigzag(self) -> "Context":
+        """The same for queries in zig-zag order; there are no masks then."""
+        check(self.sight.segments is not None and self.narrow_mask is None, RING_SEES)
+        sight, memory = self.sight, self.memory_sight
+        rotary, segments = jax.tree.map(into_zigzag, (sight.rotary, sight.segments))
+        sight = dataclasses.replace(sight, mask_BLS=None, rotary=rotary, segments=segments)
+        if memory is not None:
+            segments = into_zigzag(memory.segments[0]), memory.segments[1]
+            memory = dataclasses.replace(memory, mask_BLS=None, segments=segments)
+        valid_BL = into_zigzag(self.valid_BL)
+        return dataclasses.replace(self, sight=sight, valid_BL=valid_BL, memory_sight=memory)
 
 
 class Block(nnx.Module):
@@ -90,7 +106,7 @@ class Block(nnx.Module):
         if self.cross is not None:
             x_BLD = self._add(x_BLD, look_up, "cross")
         x_BLD = self._add(x_BLD, think, "mlp")
-        return constrain(x_BLD, "batch", "length", "activation_embed"), cache, routing
+        return constrain(x_BLD, "batch", "residual_length", None), cache, routing
 
     def _add(self, x_BLD, branch, prefix: str):
         norm = getattr(self, f"{prefix}_norm")
@@ -156,6 +172,9 @@ class Stack(nnx.Module):
             keys_S = jnp.arange(context.sight.mask_BLS.shape[-1])
             narrow = within_window(context.sight.mask_BLS, rows_L, keys_S, window)
             context = dataclasses.replace(context, narrow_mask=narrow)
+        in_zigzag = in_ring() and context.sight.causal and cache is None
+        if in_zigzag:
+            x_BLD, context = into_zigzag(x_BLD), context.in_zigzag()
         wide_N = np.arange(1, self.layers + 1) % every == 0 if every else np.zeros(self.layers, bool)
         parts = [(self.dense_blocks, slice(0, self.dense))] if self.dense_blocks is not None else []
         parts.append((self.blocks, slice(self.dense if self.config.experts else 0, self.layers)))
@@ -166,19 +185,23 @@ class Stack(nnx.Module):
             caches.append(part_cache)
         if cache is not None:
             cache = caches[0] if len(caches) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *caches)
+        x_BLD = from_zigzag(x_BLD) if in_zigzag else x_BLD
         return (x_BLD if self.final_norm is None else self.final_norm(x_BLD)), cache, routing
 
     def _scan(self, blocks: Block, x_BLD, context: Context, cache, wide_N: np.ndarray) -> Any:
         graph, layers = nnx.split(blocks)
 
-        def run_layer(x_BLD, scanned):
-            layer, layer_cache, is_wide = scanned
-            x_BLD, layer_cache, routing = nnx.merge(graph, layer)(x_BLD, context, layer_cache, is_wide)
-            return x_BLD, (layer_cache, routing)
+        def run(scanned, x_BLD, context):
+            def run_layer(x_BLD, scanned):
+                layer, layer_cache, is_wide = scanned
+                x_BLD, layer_cache, routing = nnx.merge(graph, layer)(x_BLD, context, layer_cache, is_wide)
+                return x_BLD, (layer_cache, routing)
 
-        unroll = len(wide_N) if self.config.scan_unroll == -1 else self.config.scan_unroll
-        body = _remat(run_layer, self.config)
-        x_BLD, (cache, routing) = jax.lax.scan(body, x_BLD, (layers, cache, wide_N), unroll=unroll)
+            unroll = len(wide_N) if self.config.scan_unroll == -1 else self.config.scan_unroll
+            return jax.lax.scan(_remat(run_layer, self.config), x_BLD, scanned, unroll=unroll)
+
+        run = functools.partial(run_in_stages, run) if ways_of("stage") > 1 and cache is None else run
+        x_BLD, (cache, routing) = run((layers, cache, wide_N), x_BLD, context)
         return x_BLD, cache, routing
 
 

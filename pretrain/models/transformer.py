@@ -130,7 +130,7 @@ class Transformer(nnx.Module):
             x_BLD = x_BLD + self.type_embedding[...].astype(dtype)[types_BL]
         x_BLD = x_BLD if self.embedding_norm is None else self.embedding_norm(x_BLD)
         x_BLD = x_BLD if self.embedding_projection is None else self.embedding_projection(x_BLD)
-        return constrain(x_BLD, "batch", "length", "activation_embed")
+        return constrain(x_BLD, "batch", "residual_length", None)
 
     def head(self, hidden_BLD: jax.Array) -> jax.Array | PartedLogits:
         """What a loss reads: logits as an array, or not made yet where `vocab_chunks` says so."""

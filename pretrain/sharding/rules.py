@@ -4,10 +4,13 @@ Models and objectives name dimensions; only this file knows the mesh. Changing t
 `MeshConfig`, never a change of a model. The idea is t5x's logical axis rules, kept to one small table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from pretrain.sharding.parallelism import Parallelism
 
 MESH_AXES = ("data", "fsdp", "stage", "context", "expert", "tensor")
 
@@ -16,8 +19,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # batches and activations
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
+    "residual_length": ("context", "tensor"),  # sequence parallelism (Korthikanti et al. 2022)
     "activation_heads": ("tensor",),
     "activation_kv_heads": ("tensor",),
+    "exchanged_heads": ("tensor", "context"),  # of Ulysses, while a sequence is whole
     "activation_mlp": ("tensor",),
     "activation_vocab": ("tensor",),
     # parameters
@@ -31,7 +36,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
     A mesh axis is used once per array, in the order of dimensions, and only where it divides the dimension; what
@@ -51,7 +56,7 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     return PartitionSpec(*entries)
 
 
-def named_sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def named_sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
     """`partition_spec` on a mesh."""
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
@@ -66,6 +71,30 @@ def current_mesh() -> Mesh | None:
     return _current_mesh.mesh
 
 
+def parallelism() -> Parallelism:
+    """How the current mesh is used: what `use_mesh` was given, or else what gin says."""
+    return _current_mesh.parallelism or Parallelism()
+
+
+def ways_of(axis: str) -> int:
+    """Ways of a mesh axis in the current trace; 1 outside a mesh."""
+    return 1 if _current_mesh.mesh is None else _current_mesh.mesh.shape[axis]
+
+
+def shard_map(function: Callable, *, in_specs: Any, out_specs: Any, axes: set[str] | None = None) -> Callable:
+    """`jax.shard_map` on the current mesh, also inside another one.
+
+    Args:
+        function: works on one device's parts.
+        in_specs, out_specs: partition specs of its arguments and results.
+        axes: mesh axes that the function sees; None for all that no outer `shard_map` has taken.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    axes = set(MESH_AXES) - set(around.manual_axes) if axes is None else axes
+    mesh = current_mesh() if around.empty else None  # None: what is around
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks the compiler to lay an activation out by its logical axes; does nothing outside a mesh or on one device."""
     mesh = _current_mesh.mesh
@@ -73,12 +102,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         _current_mesh.seen.append((axes, x.shape, x.dtype))
     if mesh is None or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh))
+    around = jax.sharding.get_abstract_mesh()  # of a `shard_map`, where some axes are not to be named
+    return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh if around.empty else around))
 
 
 class _CurrentMesh:
     mesh: Mesh | None = None
     seen: list | None = None
+    parallelism: Parallelism | None = None
 
 
 _current_mesh = _CurrentMesh()
@@ -90,15 +121,17 @@ class use_mesh:
     Args:
         mesh: where to; None for nowhere.
         seen: gets (logical axes, shape, dtype) of every activation that is laid out meanwhile.
+        parallelism: how the mesh is used; None for what gin says.
     """
 
-    def __init__(self, mesh: Mesh | None, seen: list | None = None):
-        self._new = mesh, seen
+    def __init__(self, mesh: Mesh | None, seen: list | None = None, parallelism: Parallelism | None = None):
+        self._new = mesh, seen, parallelism
 
     def __enter__(self) -> Mesh | None:
-        self._previous = _current_mesh.mesh, _current_mesh.seen
-        _current_mesh.mesh, _current_mesh.seen = self._new
+        current = _current_mesh
+        self._previous = current.mesh, current.seen, current.parallelism
+        current.mesh, current.seen, current.parallelism = self._new
         return self._new[0]
 
     def __exit__(self, *_) -> None:
-        _current_mesh.mesh, _current_mesh.seen = self._previous
+        _current_mesh.mesh, _current_mesh.seen, _current_mesh.parallelism = self._previous
