@@ -60,7 +60,7 @@ from pretrain.training import TRAINER_CONFIGS, build_trainer, check_layout
 MAY_CHANGE = (
     "MeshConfig.", "Parallelism.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every",
     "Training.eval_every", "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.",
-    "Recovery.", "Detector.",
+    "Recovery.", "Detector.", "Statistics.",
 )  # fmt: skip
 
 CONFIGS = (
@@ -325,7 +325,8 @@ class Experiment:
         corpus = self.data / "corpus" if CacheConfig().mixture is None else None
         train = TrainingData(lambda resume: self._open_train_loader(resume, **hosts), record, corpus)
         ahead = LoaderConfig().prefetch_to_device
-        data = Data(train.batches, train.position, train.resume, ahead=ahead, documents=train.documents)
+        about = {"documents": train.documents, "sources": train.sources}
+        data = Data(train.batches, train.position, train.resume, ahead=ahead, **about)
         sources = read_info(self.data / "cache")["sources"].values()
         held_out = [splits["validation"] for splits in sources if splits.get("validation", {}).get("tokens")]
         if held_out and self.training.eval_every:

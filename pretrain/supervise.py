@@ -160,10 +160,7 @@ class Supervisor:
     def _record(self, end: End, **more: Any) -> None:
         from pretrain.train.events import EventLog  # numpy and paths: only now, and only where something happened
 
-        try:
-            EventLog(self._workdir).write(end.kind, end.step, **end.evidence, **more)
-        except OSError as error:  # a full disk does not end the supervisor
-            _say(f"the event could not be written: {error}")
+        EventLog(self._workdir).write(end.kind, end.step, **end.evidence, **more)
 
     def _write_stacks(self, text: str) -> str:
         from pretrain.core.storage import Path, write_text

@@ -24,11 +24,14 @@ from pretrain.train.control import LossScale
 from pretrain.train.loop import Data, Trainer, Training
 from pretrain.train.recovery import Recovery
 from pretrain.train.spikes import Detector
+from pretrain.train.statistics import Statistics
 from pretrain.train.step import StepBuilder
 from pretrain.train.timekeeper import Supervision
 
 # What the trainer is made of beside sizes: a wrong value shows when the experiment is opened.
-TRAINER_CONFIGS = (Parallelism, Optimizer, Schedule, Checkpointing, Recovery, Detector, LossScale, Supervision)
+TRAINER_CONFIGS = (
+    Parallelism, Optimizer, Schedule, Checkpointing, Recovery, Detector, LossScale, Statistics, Supervision,
+)  # fmt: skip
 
 
 def build_trainer(
@@ -62,6 +65,7 @@ def build_trainer(
         params,
         Recovery(),
         Detector(),
+        Statistics(),
     )
 
 
@@ -84,6 +88,7 @@ def build_step(
         training.head_chunks,
         LossScale() if is_half else None,
         recovery.policy == "rewind" and recovery.lower_rate < 1,
+        Statistics().every > 0,
     )
 
 

@@ -13,13 +13,15 @@ import numpy as np
 from tiny import CONFIG, model
 
 from pretrain.core.trees import named_leaves
+from pretrain.objectives.causal import Causal
 from pretrain.optim.optimizers import Optimizer, build_optimizer
 from pretrain.optim.schedules import Schedule
 from pretrain.sharding.mesh import MeshConfig, make_mesh
 from pretrain.sharding.placement import batch_shardings, place_batch, tree_shardings
 from pretrain.sharding.rules import use_mesh
 from pretrain.train.checkpoint import Checkpointer
-from pretrain.train.state import init_state, state_shardings
+from pretrain.train.state import TrainState, init_state, state_shardings
+from pretrain.train.statistics import probe
 
 MESHES = {
     "fsdp": MeshConfig(),
@@ -60,6 +62,29 @@ def objectives() -> dict:
             entry = {"loss": abs(there - loss) / loss, "gradients": difference(there_grads, grads), "devices": devices}
             report[f"{name} on {mesh}"] = entry
     return report
+
+
+def looks() -> dict:
+    """What a look at a step in two microbatches gives on every mesh, against one device."""
+    objective = Causal(z_loss=0.01)
+    step = conformance.builder(objective, microbatches=2, head_chunks=2)
+    packed = [conformance.packed(objective, lengths) for lengths in (conformance.UNEVEN, [[9], [1, 1], [], [16]]) * 2]
+    rows = {name: np.concatenate([part[name] for part in packed]) for name in packed[0]}
+    batch = objective.finish(rows, np.random.default_rng(0))
+
+    def look(config, devices):
+        mesh = make_mesh(config, devices)
+        shardings = batch_shardings(objective.batch_spec(16, conformance.LENGTH), mesh)
+        layout = tree_shardings(step.model.logical_axes(), step.model.shapes, mesh)
+        with use_mesh(mesh):
+            call = lambda params, batch: probe(step, TrainState(0, params, (), None), batch)  # noqa: E731
+            params = jax.device_put(conformance.params_of(objective), layout)
+            return jax.jit(call)(params, place_batch(batch, shardings))
+
+    one = look(MeshConfig(), jax.devices()[:1])
+    found = {name: look(config, jax.devices()) for name, config in MESHES.items()}
+    names = [name for name, value in one.items() if jax.tree.leaves(value)]
+    return {mesh: {name: difference(each[name], one[name]) for name in names} for mesh, each in found.items()}
 
 
 def train_state(mesh):
@@ -115,8 +140,5 @@ def checkpoints(folder: pathlib.Path) -> dict:
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert CONFIG.compute_dtype == "float32"
-    print(
-        json.dumps(
-            {"objectives": objectives(), "layouts": layouts(), "checkpoints": checkpoints(pathlib.Path(sys.argv[1]))}
-        )
-    )
+    report = {"objectives": objectives(), "looks": looks(), "layouts": layouts()}
+    print(json.dumps({**report, "checkpoints": checkpoints(pathlib.Path(sys.argv[1]))}))

@@ -63,6 +63,12 @@ class TrainingData:
         names = document_origins(self._corpus_dir, numbers) if self._corpus_dir is not None else {}
         return [names.get(number, str(number)) for number in numbers.tolist()]
 
+    def sources(self, batch: int) -> list[str | None]:
+        """The source of each row of a batch, over all hosts; None past the end of the data."""
+        names = self.loader.info["sources"]
+        rows = self.loader.contents(batch, all_hosts=True).row_source
+        return [names[source] if source >= 0 else None for source in rows.tolist()]
+
     def resume(self, position: Mapping) -> None:
         """Goes on from a checkpoint's position; with another mixture than before, a new plan begins there.
 

@@ -185,8 +185,27 @@ def lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, ring: bool) -> tuple[jax.Array, jax.Ar
     return constrain(q_BLHQ, "batch", "length", "activation_heads", None), *keys
 
 
+def largest_logit(q_BLHQ: jax.Array, k_BSKQ: jax.Array, sight: Sight, scale: float) -> jax.Array:
+    """The largest score that any query gives a key it sees, before softcap and biases; float32 scalar."""
+    batch, length, _, head_dim = q_BLHQ.shape
+    kv_heads = k_BSKQ.shape[2]
+    block = 128 if length % 128 == 0 else length  # queries at a time, so that the scores never exist whole
+    q_NBMKGQ = (q_BLHQ * scale).reshape(batch, length // block, block, kv_heads, -1, head_dim).swapaxes(0, 1)
+    mask_NBMS = sight.mask_BLS.reshape(batch, length // block, block, -1).swapaxes(0, 1)
+
+    def of_block(rows):
+        scores_BKGMS = jnp.einsum("bmkgq,bskq->bkgms", rows[0], k_BSKQ, preferred_element_type=jnp.float32)
+        return jnp.max(jnp.where(rows[1][:, None, None], scores_BKGMS, MASKED))
+
+    return jnp.max(jax.lax.map(of_block, (q_NBMKGQ, mask_NBMS)))
+
+
 class Attention(nnx.Module):
-    """Attention of a sequence to itself or, with `memory`, to another: projections, rotation, attention, projection."""
+    """Attention of a sequence to itself or, with `memory`, to another: projections, rotation, attention, projection.
+
+    Attributes:
+        watched: whether a call notes its largest score, as the intermediate `logit_max`; see `train.statistics`.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, heads, kv_heads, size = config.embed_dim, config.num_heads, config.num_kv_heads, config.query_dim
@@ -199,7 +218,7 @@ class Attention(nnx.Module):
         self.query_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
         self.key_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
         self.sinks = param(jnp.zeros(heads, config.param_dtype), ("heads",)) if config.attention_sinks else None
-        self.scale, self.softcap = config.attention_scale, config.attention_softcap
+        self.scale, self.softcap, self.watched = config.attention_scale, config.attention_softcap, False
         fused = FUSED.get(platform(), "xla") if compute_dtype(config) == jnp.bfloat16 else "xla"
         self.implementation = fused if config.attention == "auto" else config.attention
 
@@ -226,6 +245,9 @@ class Attention(nnx.Module):
             q_BLHQ, k_BSKQ = self.query_norm(q_BLHQ), self.key_norm(k_BSKQ)
         if sight.rotary is not None:
             q_BLHQ, k_BSKQ = rotate(q_BLHQ, sight.rotary), rotate(k_BSKQ, sight.rotary)
+        if self.watched and sight.mask_BLS is not None:
+            scale = q_BLHQ.shape[-1] ** -0.5 if self.scale is None else self.scale
+            self.logit_max = nnx.Intermediate(largest_logit(q_BLHQ, k_BSKQ, sight, scale))
         implementation = "ring" if in_ring() and cache is None else self.implementation
         q_BLHQ, k_BSKQ, v_BSKQ = lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, implementation == "ring")
         if cache is not None:

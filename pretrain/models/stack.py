@@ -14,6 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from pretrain.core.errors import check
+from pretrain.core.trees import named_leaves
 from pretrain.models.attention import RING_SEES, Attention, Cache, Sight, in_ring, within_window
 from pretrain.models.config import MINIMAL, TransformerConfig
 from pretrain.models.experts import Mixture, Routing
@@ -125,12 +126,16 @@ class Stack(nnx.Module):
         layers: how many.
         cross: whether they attend to an encoder's output.
         two_sided: whether a token may look ahead, for biases by distance.
+
+    Attributes:
+        watched: whether a call notes, as intermediates [layers], the RMS of the residual stream after each layer and
+            what the layers' own parts note.
     """
 
     def __init__(
         self, config: TransformerConfig, layers: int, *, cross: bool = False, two_sided: bool = False, rngs: nnx.Rngs
     ):
-        self.config, self.layers = config, layers
+        self.config, self.layers, self.watched = config, layers, False
         self.dense = config.experts.dense_layers if config.experts else layers
 
         def make_blocks(count: int, routed: bool) -> Block | None:
@@ -194,15 +199,28 @@ class Stack(nnx.Module):
         def run(scanned, x_BLD, context):
             def run_layer(x_BLD, scanned):
                 layer, layer_cache, is_wide = scanned
-                x_BLD, layer_cache, routing = nnx.merge(graph, layer)(x_BLD, context, layer_cache, is_wide)
-                return x_BLD, (layer_cache, routing)
+                block = nnx.merge(graph, layer)
+                x_BLD, layer_cache, routing = block(x_BLD, context, layer_cache, is_wide)
+                return x_BLD, (layer_cache, routing, self._noted(block, x_BLD, context.valid_BL))
 
             unroll = len(wide_N) if self.config.scan_unroll == -1 else self.config.scan_unroll
             return jax.lax.scan(_remat(run_layer, self.config), x_BLD, scanned, unroll=unroll)
 
         run = functools.partial(run_in_stages, run) if ways_of("stage") > 1 and cache is None else run
-        x_BLD, (cache, routing) = run((layers, cache, wide_N), x_BLD, context)
+        x_BLD, (cache, routing, noted) = run((layers, cache, wide_N), x_BLD, context)
+        for name, values_N in noted.items():  # of the layers before too, where dense ones come first
+            before = [getattr(self, name)[...]] if hasattr(self, name) else []
+            setattr(self, name, nnx.Intermediate(jnp.concatenate([*before, values_N])))
         return x_BLD, cache, routing
+
+    def _noted(self, block: Block, x_BLD: jax.Array, valid_BL: jax.Array) -> dict[str, jax.Array]:
+        """What there is to note of one layer, by name; nothing unless watched, nor in stages, which can only add up."""
+        if not self.watched or ways_of("stage") > 1:
+            return {}
+        parts = named_leaves(nnx.to_pure_dict(nnx.pop(block, nnx.Intermediate)))
+        square_BL = jnp.mean(jnp.square(x_BLD.astype(jnp.float32)), axis=-1) * valid_BL
+        rms = jnp.sqrt(jnp.sum(square_BL) / jnp.maximum(jnp.sum(valid_BL), 1))
+        return {"activation_rms": rms, **{name.replace("/", "_"): x for name, x in parts.items()}}
 
 
 def _remat(function, config: TransformerConfig):

@@ -154,6 +154,7 @@ class Checkpointer:
         metrics: Mapping[str, float] | None = None,
         *,
         final: bool = False,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied to host memory.
 
@@ -165,13 +166,14 @@ class Checkpointer:
             position: JSON object of the host's own state; `restore` gives it back.
             metrics: of this step, to choose the best by.
             final: no step comes after this one: waits until it is written, to the workdir, and tries for a while.
+            before: makes durable what must be so when the checkpoint is; may raise OSError.
 
         Raises:
             RunError: a final save could not be made.
         """
         tier = self._durable if final else self._tier_for(step) or self._durable
         pin = "Checkpointing.pin" if step in self.config.pin else None
-        save = Save(tier, step, json.loads(json.dumps(position)), dict(metrics or {}), pin)
+        save = Save(tier, step, json.loads(json.dumps(position)), dict(metrics or {}), pin, before)
         if final:
             self._save_for_certain(save, _fields(state))
         elif self._saver.wait(self.config.patience if self._retry_at is None else 0):
@@ -298,7 +300,7 @@ class Checkpointer:
     def _tell(self, kind: str, step: int, text: str, **evidence: Any) -> None:
         say(f"checkpoints: {text}")
         if self._events is not None and jax.process_index() == 0:
-            attempt(lambda: self._events.write(kind, step, **evidence))
+            self._events.write(kind, step, **evidence)
 
     def __enter__(self) -> "Checkpointer":
         return self

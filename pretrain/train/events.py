@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pretrain.core.console import say
 from pretrain.core.errors import UserError
 from pretrain.core.storage import Path, is_remote, write_bytes
 
@@ -35,7 +36,7 @@ class EventLog:
         self._path = Path(workdir) / FILE
 
     def write(self, kind: str, step: int | None, *, once: bool = False, **evidence: Any) -> int:
-        """Adds an event and returns its number.
+        """Adds an event and returns its number; where storage refuses it, it is said on the console, and is 0.
 
         Args:
             kind: what happened, e.g. "spike".
@@ -45,6 +46,13 @@ class EventLog:
             **evidence: JSON values and numpy scalars; numbers that are not finite are kept as "nan", "inf", "-inf".
         """
         event = {"kind": kind, "step": step, **_plain(evidence)}
+        try:
+            return self._write(event, once)
+        except OSError as error:
+            say(f"ALARM: {self._path} cannot be written ({error}): {json.dumps(event, ensure_ascii=False)[:1000]}")
+            return 0
+
+    def _write(self, event: dict[str, Any], once: bool) -> int:
         if not is_remote(self._path):
             with self._locked() as file:
                 return _append(file, event, once)

@@ -6,7 +6,7 @@ are needed, so that the device never waits for Python.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -30,6 +30,7 @@ from pretrain.train.pace import Clock, placed_ahead
 from pretrain.train.recovery import Course, Recovery, Rewind, Watch
 from pretrain.train.spikes import Detector
 from pretrain.train.state import TrainState, init_state, state_shardings
+from pretrain.train.statistics import Instruments, Statistics, bounds
 from pretrain.train.step import StepBuilder, summarize
 from pretrain.train.stopping import Stopped, StopRequests, stop_requests
 from pretrain.train.timekeeper import Timekeeper
@@ -98,6 +99,7 @@ class Data:
         bytes_per_token: of the validation text, to give bits per byte; None when unknown.
         ahead: batches that are put on the devices before the step that uses them.
         documents: batch -> what is in it, as JSON, to write down with a spike; None where nothing is known.
+        sources: batch -> the source of each of its rows, over all hosts; None where nothing is known.
     """
 
     batches: Callable[[int], Iterator[Batch]]
@@ -107,6 +109,7 @@ class Data:
     bytes_per_token: float | None = None
     ahead: int = 2
     documents: Callable[[int], Any] | None = None
+    sources: Callable[[int], Sequence[str | None]] | None = None
 
 
 class Trainer:
@@ -122,6 +125,7 @@ class Trainer:
         flops_per_token: model FLOPs to train one token, for MFU.
         initial_params: parameters to start from instead of fresh ones, when there is no checkpoint.
         recovery, detector: what to do about loss spikes, and what they are; gin's by default.
+        statistics: how often to look inside; gin's by default.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Trainer:
         initial_params: Any | None = None,
         recovery: Recovery | None = None,
         detector: Detector | None = None,
+        statistics: Statistics | None = None,
     ):
         self.config, self.builder, self.mesh, self.data = config, builder, mesh, data
         self.workdir, self.checkpointing = Path(workdir), checkpointing
@@ -153,6 +158,7 @@ class Trainer:
             builder.model, builder.optimizer, mesh, config.seed, builder.begin_control
         )
         self.train_step = self.compiled(builder.train)
+        self.instruments = Instruments(statistics or Statistics(), builder, self._compiled_look, data.sources)
         self.eval_step = self._traced_on_mesh(
             jax.jit(
                 builder.evaluate,
@@ -171,6 +177,10 @@ class Trainer:
                 out_shardings=(self.state_shardings, replicated(self.mesh)),
             )
         )
+
+    def _compiled_look(self, look: Callable) -> Callable:
+        where = (self.state_shardings, self.shardings)
+        return self._traced_on_mesh(jax.jit(look, in_shardings=where, out_shardings=replicated(self.mesh)))
 
     def run(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one. Returns the final state."""
@@ -260,25 +270,37 @@ class Trainer:
         pending: tuple[int, dict] | None = None
         with Progress(config.steps, "train", "step", initial=start) as progress:
             for step in range(start + 1, config.steps + 1):
-                state, scalars = self.checks.twice(self.train_step, step, state, clock.wait_for(batches))
+                batch = clock.wait_for(batches)
+                looks = self._look(step, state, batch, log)
+                state, scalars = self.checks.twice(self.train_step, step, state, batch)
                 if pending is not None:  # the device is busy with this step while the last one's metrics are read
                     self._log(*pending, log, clock, progress)
-                pending = (step, scalars)
+                pending = (step, {**scalars, **looks})
                 validate = config.eval_every and (step % config.eval_every == 0 or step == config.steps)
                 last = stop.requested(step) or step == config.steps
                 save = checkpointer.due(step) or self.watch.due(step) or last
                 if validate or save:
-                    values = self._log(step, scalars, log, clock, progress, state if validate else None)
+                    values = self._log(*pending, log, clock, progress, state if validate else None)
                     pending = None
                 if save:
-                    log.flush()
                     with self.keeper.spending("checkpoint"):
-                        checkpointer.save(step, state, self._position(step), values, final=last)
+                        about = self._position(step), _numbers(values)
+                        checkpointer.save(step, state, *about, final=last, before=log.flush)
                 if last and step < config.steps:
                     raise Stopped(f"{stop.reason}: step {step} is saved; run the same command again to go on")
                 if validate or save:
                     clock.restart(step)
         return state
+
+    def _look(self, step: int, state: TrainState, batch: Batch, log: MetricsLog) -> dict[str, Any]:
+        """What there is to see before a step that is looked at, not fetched; histograms are drawn at once."""
+        rules = self.instruments.config
+        if not rules.due(step) and not rules.draws(step):
+            return {}
+        with self.keeper.spending("evaluation"):  # the first look is compiled, which may take as long as it likes
+            if rules.draws(step):
+                log.write_histograms(step, self.instruments.draw(state, batch), bounds())
+            return self.instruments.look(state, batch) if rules.due(step) else {}
 
     def _log(
         self,
@@ -288,7 +310,7 @@ class Trainer:
         clock: Clock,
         progress: Progress,
         validated: TrainState | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Fetches a step's metrics and returns them; also keeps Python at most one step ahead of the device.
 
         A state in `validated` is validated, after the clock was read.
@@ -296,11 +318,12 @@ class Trainer:
         Raises:
             Rewind: the step is part of a spike.
         """
-        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        values = self.instruments.fetch(step, scalars, self.watch.course.batch(step - 1))
         self.keeper.step_done(step)
         self.checks.compare_hosts(step, self.keeper.seconds["data_wait"])
         progress.update(1, f"loss {values['loss']:.3f}")
-        if step % self.config.log_every == 0 or step == self.config.steps or validated is not None:
+        wanted = step % self.config.log_every == 0 or self.instruments.config.due(step)
+        if wanted or step == self.config.steps or validated is not None:
             rates = clock.rates(step)
             validation = {}
             if validated is not None:
@@ -345,3 +368,8 @@ class Trainer:
                 return function(*arguments)
 
         return call
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Metrics without lists of numbers by layer, of which no checkpoint is the best."""
+    return {name: value for name, value in values.items() if not isinstance(value, list)}

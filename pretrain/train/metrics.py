@@ -1,16 +1,17 @@
-"""Metrics of a run: `metrics.jsonl`, one object a logged step and never a step twice, and TensorBoard events."""
+"""Metrics of a run: `metrics.jsonl`, one object a logged step and never a step twice, and TensorBoard's files."""
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tensorboardX import SummaryWriter
+import numpy as np
 
 from pretrain.core import processes
-from pretrain.core.storage import Path, is_remote, write_bytes, write_text
+from pretrain.core.console import say
+from pretrain.core.growing_file import GrowingFile
+from pretrain.core.storage import Path
+from pretrain.train.board import Board
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -30,8 +31,8 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 class MetricsLog:
     """Writes the metrics of one run; of its processes the first one does, for all.
 
-    Opening it drops rows after `resume_step`: the steps done again write theirs anew. On a local disk lines are
-    appended as they come; an object store has no append, so there the file is written whole at each `flush`.
+    Opening it drops rows after `resume_step`: the steps done again write theirs anew. A full disk is said once; what it
+    refuses waits, and training goes on.
 
     Args:
         workdir: holds `metrics.jsonl` and `tensorboard/`.
@@ -39,49 +40,40 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path | str, resume_step: int = 0):
-        self._mine, self._workdir = processes.is_first(), Path(workdir)
+        self._mine, self._workdir, self._alarmed = processes.is_first(), Path(workdir), False
         if self._mine:
             self._open(resume_step)
 
     def _open(self, resume_step: int) -> None:
-        self._path = self._workdir / "metrics.jsonl"
-        self._remote = is_remote(self._path)
-        self._lines = [json.dumps(row) for row in read_metrics(self._path) if row["step"] <= resume_step]
-        write_text(self._path, "".join(line + "\n" for line in self._lines))
-        self._file = None if self._remote else open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115
-        self._board_folder = self._workdir / "tensorboard"
-        self._local_board = tempfile.mkdtemp() if self._remote else os.fspath(self._board_folder)
-        self._board = SummaryWriter(self._local_board, purge_step=resume_step + 1)
+        path = self._workdir / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
+        self._file = GrowingFile(path, b"".join(map(_line, rows)))
+        self._board = Board(self._workdir / "tensorboard", resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
         """Adds the row of a step; values are Python floats, or lists of them by layer; not-a-number becomes null."""
         if not self._mine:
             return
         row = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        line = json.dumps(row)
-        if self._file is None:
-            self._lines.append(line)
-        else:
-            self._file.write(line + "\n")
-            self._file.flush()
-        for name, value in values.items():
-            layers = {name: value} if isinstance(value, float | int) else _by_layer(name, value)
-            for tag, number in layers.items():
-                if math.isfinite(number):
-                    self._board.add_scalar(tag, number, step)
+        shown = {name: value for name, value in _scalars(values).items() if math.isfinite(value)}
+        self._attempt(lambda: self._file.append(_line(row)))
+        self._attempt(lambda: self._board.scalars(step, shown))
+
+    def write_histograms(self, step: int, counts: Mapping[str, np.ndarray], bounds: np.ndarray) -> None:
+        """Adds histograms to TensorBoard; see `Board.histograms`."""
+        if self._mine:
+            self._attempt(lambda: self._board.histograms(step, counts, bounds))
 
     def flush(self) -> None:
-        """Makes what was written durable; called before each checkpoint."""
-        if not self._mine:
-            return
-        self._board.flush()
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            return
-        write_text(self._path, "".join(line + "\n" for line in self._lines))
-        for name in os.listdir(self._local_board):
-            with open(os.path.join(self._local_board, name), "rb") as file:
-                write_bytes(self._board_folder / name, file.read())
+        """Makes what was written durable; called before each checkpoint.
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        if self._mine:
+            self._file.flush()
+            self._board.file.flush()
+            self._alarmed = False
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`, as on a resumed run: the steps done again write theirs anew."""
@@ -91,12 +83,22 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes."""
-        if not self._mine:
-            return
-        self.flush()
-        self._board.close()
-        if self._file is not None:
+        if self._mine:
+            self._attempt(self.flush)
             self._file.close()
+            self._board.file.close()
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if not self._alarmed:
+                say(f"train: ALARM: metrics cannot be written to {self._workdir} and wait in memory: {error}")
+            self._alarmed = True
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
 
 
 def _plain(value: float | Sequence[float]) -> Any:
@@ -105,5 +107,12 @@ def _plain(value: float | Sequence[float]) -> Any:
     return [_plain(each) for each in value]
 
 
-def _by_layer(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {f"{name}/layer_{layer:03d}": value for layer, value in enumerate(values)}
+def _scalars(values: Mapping[str, float | Sequence[float]]) -> dict[str, float]:
+    """Lists as one number a layer, by names of their own."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, float | int):
+            found[name] = value
+        else:
+            found |= {f"{name}/layer_{layer:03d}": each for layer, each in enumerate(value)}
+    return found

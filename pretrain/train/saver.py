@@ -26,6 +26,7 @@ class Save:
         position: JSON object of the host's own state.
         metrics: of this step.
         pin: why it is to be pinned from the start, or None.
+        before: called first, to make durable what must be so when the checkpoint is; may raise OSError.
     """
 
     folder: CheckpointFolder
@@ -33,6 +34,7 @@ class Save:
     position: dict[str, Any]
     metrics: dict[str, float]
     pin: str | None = None
+    before: Callable[[], None] = lambda: None
 
 
 class Saver:
@@ -68,6 +70,12 @@ class Saver:
     def start(self, save: Save, arrays: dict[str, Any]) -> None:
         """Begins a save; returns once the arrays are in host memory. The last one must have been waited for."""
         self.error = None
+        try:
+            save.before()
+        except OSError as error:
+            if jax.process_count() > 1:  # a save is made by all processes or by none
+                raise
+            return self._give_up(save, error)
         try:
             if jax.process_index() == 0 and save.folder[save.step].exists():
                 save.folder.remove(save.step)

@@ -20,6 +20,7 @@ from pretrain.optim.clipping import SkipState
 from pretrain.train.control import Control, LossScale, begin_rate, rate_factor, scaled
 from pretrain.train.state import TrainState
 
+NORMS = "norms"  # among a step's scalars: sums of squares by group, for `statistics`
 Batch = dict[str, jax.Array]
 Totals = tuple[Terms, Metrics]
 
@@ -30,7 +31,11 @@ def objective_totals(model: FunctionalModel, objective: Objective, params: Param
     Logits are the largest array of a language model; in parts, computed again in the backward pass, they never exist
     whole.
     """
-    module = model.module(params)
+    return module_totals(model.module(params), objective, batch, chunks)
+
+
+def module_totals(module: Any, objective: Objective, batch: Batch, chunks: int) -> Totals:
+    """As `objective_totals`, of a module inside a trace."""
     hidden, terms, metrics = objective.forward(module, batch)
     if chunks == 1 or not objective.model_needs.chunkable:
         more_terms, more_metrics = objective.loss(objective.head(module, hidden, batch), batch)
@@ -82,6 +87,7 @@ class StepBuilder:
         head_chunks: parts of the length for head and loss; must divide the length.
         loss_scale: of float16; its optimizer must leave out updates that are not finite. None: not scaled.
         steers_rate: the state holds a factor on the learning rate, for recoveries that lower it.
+        measures: the metrics hold sums of squares of gradients, parameters and updates, by group and layer.
     """
 
     model: FunctionalModel
@@ -92,6 +98,7 @@ class StepBuilder:
     head_chunks: int = 1
     loss_scale: LossScale | None = None
     steers_rate: bool = False
+    measures: bool = False
 
     def begin_control(self) -> Control:
         """What the state of these steps begins with as its `control`."""
@@ -134,6 +141,9 @@ class StepBuilder:
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
+        if self.measures:
+            trees = {"grad": grads, "param": params, "update": updates}
+            scalars[NORMS] = {kind: self._squares(tree) for kind, tree in trees.items()}
         if isinstance(opt_state, SkipState):
             scalars["skipped_updates"] = opt_state.skipped
             scalars["update_skipped"] = opt_state.skipped - state.opt_state.skipped
@@ -146,6 +156,15 @@ class StepBuilder:
     def evaluate(self, params: Params, batch: Batch) -> Totals:
         """Loss terms and metrics of a batch, as sums to be added over batches."""
         return objective_totals(self.model, self.objective, params, batch, self.head_chunks)
+
+    def _squares(self, tree: Params) -> jax.Array:
+        """Sums of squares of a tree like the parameters, layer by layer where they are stacked: float32 vector."""
+
+        def of_leaf(x, axes):
+            kept = 1 if axes[0] == "layers" else 0
+            return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(kept, x.ndim))).reshape(-1)
+
+        return jnp.concatenate(jax.tree.leaves(jax.tree.map(of_leaf, tree, self.model.logical_axes())))
 
     def _split(self, x: jax.Array) -> jax.Array:
         """[batch, ...] -> [microbatches, batch / microbatches, ...], each part spread over all devices."""

@@ -42,6 +42,12 @@ def test_the_same_mixture_goes_on_without_a_word(cache, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_sources_of_the_rows(cache):
+    data = training_data(cache)
+    for step, batch in enumerate(itertools.islice(data.batches(0), 5)):
+        assert data.sources(step) == ["ab"[row.max()] for row in batch["source_ids"]]
+
+
 def test_another_mixture_begins_a_plan_that_is_said_and_kept(cache, tmp_path, capfd):
     old, record = training_data(cache), tmp_path / "data.json"
     changed = training_data(cache, NEW, record)

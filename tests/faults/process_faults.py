@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from finished_runs import assert_same_end
 from tiny import ROOT
@@ -103,12 +103,29 @@ class Cluster:
 
     def wait_for(self, step: int, timeout: float = 600) -> float:
         """Waits until so many steps are done; the seconds it took."""
+        return self._wait(lambda: self.step() >= step, timeout, f"step {step}")
+
+    def wait_for_restart(self, restarts: int, timeout: float = 600) -> float:
+        """Waits until training has begun again that often; the seconds it took."""
+        return self._wait(lambda: self.restarts() >= restarts, timeout, f"restart {restarts}")
+
+    def _wait(self, done: Callable[[], bool], timeout: float, what: str) -> float:
         began = time.monotonic()
-        while self.step() < step:
-            assert time.monotonic() - began < timeout, f"step {step} did not come"
-            assert all(s.poll() in (None, 0) for s in self.supervisors), "a supervisor gave up"
+        while not done():
+            assert time.monotonic() - began < timeout, f"{what} did not come"
+            codes = [supervisor.poll() for supervisor in self.supervisors]
+            assert None in codes, f"the supervisors ended with {codes} before {what}"
             time.sleep(0.05)
         return time.monotonic() - began
+
+    def goodput(self) -> dict:
+        """What `goodput.json` says; it may not be there yet."""
+        path = self.workdir / "goodput.json"
+        return json.loads(path.read_text()) if path.exists() else {"incarnations": [], "lost_steps": 0}
+
+    def restarts(self) -> int:
+        """How often training has begun again."""
+        return len(self.goodput()["incarnations"]) - 1
 
     def finish(self) -> None:
         for supervisor in self.supervisors:
@@ -163,18 +180,19 @@ def campaign(options: argparse.Namespace, flags: list[str]) -> None:
         at = options.every
         for fault in faults:
             cluster.wait_for(at)
-            index, before = rng.randrange(options.count), cluster.step()
+            index, restarts = rng.randrange(options.count), cluster.restarts()
             strike(cluster, fault, index)
-            seconds = cluster.wait_for(before + 2)  # one more may have been on its way
-            kept = json.loads((disturbed / "goodput.json").read_text())
+            before = cluster.step() + 1  # one more may be on its way
+            seconds = 0.0 if fault == "disk" else cluster.wait_for_restart(restarts + 1)  # it may do without one
+            seconds += cluster.wait_for(before + 1)
             print(
                 f"{fault} of process {index} at step {before}: recovered in {seconds:.1f} s, {seconds - start:.1f} s "
-                f"beyond a start; {kept['lost_steps']} steps lost so far",
+                f"beyond a start; {cluster.restarts()} restarts, {cluster.goodput()['lost_steps']} steps lost so far",
                 flush=True,
             )
             at = max(at + options.every, before + 3)
         cluster.finish()
-        kept = json.loads((disturbed / "goodput.json").read_text())
+        kept = cluster.goodput()
         print(json.dumps({name: kept[name] for name in ("goodput", "lost_steps", "seconds")}))
         assert_same_end(disturbed, whole)
         print("the same bits, metrics and position")

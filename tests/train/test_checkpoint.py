@@ -2,13 +2,13 @@
 
 import json
 import os
-import resource
 import time
 
 import jax
 import numpy as np
 import pytest
 from checkpoint_damage import layout, same, state_at, write_checkpoints
+from full_disk import OnFullDisk
 
 from pretrain.core.errors import RunError, UserError
 from pretrain.core.storage import Path
@@ -99,17 +99,6 @@ def test_a_new_run_in_the_same_place_does_not_see_the_old_ones_local_tier(tmp_pa
     Path(tmp_path / "c").rmtree()
     with Checkpointer(tmp_path / "c", rules) as checkpointer:
         assert checkpointer.latest_step() is None
-
-
-class OnFullDisk:
-    """Files of this process cannot grow beyond a few bytes while the block runs, as on a full disk."""
-
-    def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, self.before[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 def test_a_full_disk_is_an_alarm_and_the_save_is_made_later(tmp_path, capsys):

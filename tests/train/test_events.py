@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from full_disk import OnFullDisk
 from tiny import ROOT
 
 from pretrain.core.errors import UserError
@@ -34,6 +35,15 @@ def test_a_replayed_event_is_written_once(tmp_path):
     assert log.write("spike", 7, once=True, loss=float("nan"), step_range=(3, 4)) == 1
     assert log.write("spike", 7, once=True, loss=1.0, step_range=(3, 4)) == 4
     assert [event["kind"] for event in read_events(tmp_path)] == ["spike", "restart", "restart", "spike"]
+
+
+def test_what_a_full_disk_refuses_is_said(tmp_path, capsys):
+    log = EventLog(tmp_path)
+    with OnFullDisk():
+        assert log.write("spike", 7, documents=["a" * 2000]) == 0
+    assert log.write("spike", 8) == 1
+    assert "ALARM: " in (said := capsys.readouterr().err) and '"kind": "spike", "step": 7' in said
+    assert [event["step"] for event in read_events(tmp_path)] == [8]
 
 
 @pytest.mark.parametrize("left", [b'{"event": 2, "ki', b'{"event": 2, "kind": "spike"}', b"\xff\xfe"])

@@ -19,7 +19,7 @@ def clean():
 
 def test_false_alarms_are_rare_on_clean_runs(clean):
     found = findings(CONFIG, *clean)
-    assert len(found) <= 1, found  # of 1.2e5 steps, 1 in 1e5 allowed; `python tests/train/loss_curves.py` does more
+    assert len(found) <= 1, found  # of 1.2e5 steps, 1 in 1e5 allowed; `python tests/loss_curves.py` does more
 
 
 def planted(clean, change, start: int = 700, steps: int = 10) -> list[list[tuple]]:

@@ -1,6 +1,6 @@
 """Loss and gradient-norm curves of made-up clean runs, with the noise of real ones and worse, and planted spikes.
 
-python tests/train/loss_curves.py 5000 4000     # runs, steps each: false alarms among 2e7 clean steps
+python tests/loss_curves.py 5000 4000     # runs, steps each: false alarms among 2e7 clean steps
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Runs with faults planted in them, and processes that are killed at chosen moments of a rewind.
 
-    python tests/train/planted.py WORKDIR CACHED FAULT [MOMENT]     # trains on CACHED's data; dies at the MOMENT, once
+    python tests/planted.py WORKDIR CACHED FAULT [MOMENT]     # trains on CACHED's data; dies at the MOMENT, once
 
 Faults stand at batches, so that a run that leaves these out does not meet them.
 """
@@ -13,6 +13,7 @@ import sys
 
 import jax
 import numpy as np
+from tiny import TINY_GIN
 
 from pretrain.experiment import Experiment
 from pretrain.optim.schedules import Schedule
@@ -94,9 +95,8 @@ def plant(trainer: Trainer, fault: str) -> Trainer:
 
 def trainer(workdir, cached, fault: str | None, bindings: tuple[str, ...] = ()) -> Trainer:
     """The trainer of a run with a fault, None for a sound one, on the data of the workdir `cached`."""
-    gin_file = os.path.join(os.path.dirname(__file__), "..", "tiny.gin")
     bindings = (*BINDINGS, f"Experiment.data='{cached}'", *bindings)
-    experiment = Experiment.from_gin([gin_file], bindings, workdir=str(workdir))
+    experiment = Experiment.from_gin([str(TINY_GIN)], bindings, workdir=str(workdir))
     experiment._keep_config()  # as `train` does
     return experiment.trainer() if fault is None else plant(experiment.trainer(), fault)
 
