@@ -65,7 +65,7 @@ class ObjectServer(ThreadingHTTPServer):
 
     def names(self, prefix: str = "") -> list[str]:
         """The objects there are."""
-        return sorted(name for name in self._storage.objects.get(BUCKET, {}) if name.startswith(prefix))
+        return sorted(name for name in list(self._storage.objects.get(BUCKET, {})) if name.startswith(prefix))
 
     def handle_error(self, request, client_address) -> None:
         """Clients that are gone are no news."""

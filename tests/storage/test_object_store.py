@@ -60,7 +60,7 @@ def killed(store, start) -> list[str]:
     first = start(f"--gin_file={TINY_GIN}", f"--workdir={RUN}", f"--input={INPUT}", "--gin.CHECKPOINT_EVERY=10")
 
     def kill(name: str) -> None:
-        if name.startswith("run/checkpoints/20/") and "ocdbt" in name:
+        if name.startswith("run/checkpoints/20/") and "ocdbt" in name and store.names("run/checkpoints/20/"):
             first.send_signal(signal.SIGKILL)
             raise ConnectionAbortedError
 
