@@ -337,9 +337,9 @@ def test_seeking_a_million_steps_is_quick(tmp_path, monkeypatch):
 
 
 def _seconds(call) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def test_wrong_requests(cache):
