@@ -29,7 +29,8 @@ EXPERTS = {"num_experts": 8, "top_k": 2, "mlp_dim": 192, "balance": 0.01, "bias_
 def train(data: str, workdir: Path, seed: int, steps: int, routed: bool) -> dict[str, float]:
     """The last row of metrics with the held-out loss, and mean loads."""
     bindings = [f"TransformerConfig.{name} = {value}" for name, value in SHAPE.items()]
-    bindings += ["SEQUENCE_LENGTH = 128", "TransformerConfig.max_length = 128", f"Experiment.data = '{data}'", f"SEED = {seed}", f"TRAIN_STEPS = {steps}", "LOG_EVERY = 1",
+    bindings += ["SEQUENCE_LENGTH = 128", "TransformerConfig.max_length = 128"]
+    bindings += [f"Experiment.data = '{data}'", f"SEED = {seed}", f"TRAIN_STEPS = {steps}", "LOG_EVERY = 1",
                  "TransformerConfig.parametrization = 'standard'", "LEARNING_RATE = 3e-3",
                  "TransformerConfig.scan_unroll = -1"]  # fmt: skip
     if routed:
