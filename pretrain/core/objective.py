@@ -6,6 +6,7 @@ global batch.
 """
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,8 @@ class ModelNeeds:
         chunkable: whether head and loss may be computed on parts of the length one after another.
         ahead: further tokens that modules of their own predict (multi-token prediction).
         generator: size of a second, smaller model over the model's, which replaces tokens (ELECTRA); 0 for none.
+        backbone: name in `models.build.BACKBONES` of what the layers are put into.
+        shape: sizes of what a backbone takes in where that is not tokens; hashable.
     """
 
     architectures: tuple[str, ...]
@@ -77,6 +80,8 @@ class ModelNeeds:
     chunkable: bool = True
     ahead: int = 0
     generator: float = 0.0
+    backbone: str = "transformer"
+    shape: Hashable | None = None
 
 
 @dataclasses.dataclass(frozen=True)

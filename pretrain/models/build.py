@@ -1,6 +1,7 @@
 """The model that a configuration and an objective ask for together."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ from flax import nnx
 from pretrain.core.errors import check
 from pretrain.core.objective import ModelNeeds
 from pretrain.models.config import TransformerConfig
+from pretrain.models.diffusion import DiffusionTransformer
 from pretrain.models.functional import FunctionalModel
 from pretrain.models.layers import param
 from pretrain.models.transformer import Transformer
+from pretrain.models.world import WorldModel
 
 PLAIN = ModelNeeds(architectures=("decoder", "encoder", "encoder_decoder", "embeddings"))
 
@@ -48,8 +51,20 @@ class Replacer(nnx.Module):
 
 def build_model(config: TransformerConfig, needs: ModelNeeds = PLAIN) -> FunctionalModel:
     """The model as pure functions, with the heads that an objective needs."""
+    return FunctionalModel(lambda rngs: BACKBONES[needs.backbone](config, needs, rngs))
+
+
+def _language_model(config: TransformerConfig, needs: ModelNeeds, rngs: nnx.Rngs) -> nnx.Module:
     if config.architecture == "embeddings":
-        return FunctionalModel(lambda rngs: WordVectors(config, rngs=rngs))
+        return WordVectors(config, rngs=rngs)
     if needs.generator:
-        return FunctionalModel(lambda rngs: Replacer(config, rngs=rngs, size=needs.generator))
-    return FunctionalModel(lambda rngs: Transformer(config, rngs=rngs, heads=needs.heads, ahead=needs.ahead))
+        return Replacer(config, rngs=rngs, size=needs.generator)
+    return Transformer(config, rngs=rngs, heads=needs.heads, ahead=needs.ahead)
+
+
+# what an objective may name in `ModelNeeds.backbone`
+BACKBONES: dict[str, Callable[[TransformerConfig, ModelNeeds, nnx.Rngs], nnx.Module]] = {
+    "transformer": _language_model,
+    "diffusion": lambda config, needs, rngs: DiffusionTransformer(config, needs.shape, rngs=rngs),
+    "world": lambda config, needs, rngs: WorldModel(config, needs.shape, rngs=rngs),
+}

@@ -39,6 +39,7 @@ class Context:
         valid_BL: bool, tokens of documents.
         offset: int32 scalar, slot of the first new token when decoding.
         memory_BSD, memory_sight: an encoder's output and who looks at what of it.
+        condition_BD: what steers the layers of a `models.diffusion.DiffusionTransformer`.
     """
 
     sight: Sight
@@ -47,6 +48,7 @@ class Context:
     offset: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_sight: Sight | None = None
+    condition_BD: jax.Array | None = None
 
     def in_zigzag(self) -> "Context":
         """The same for queries in zig-zag order; there are no masks then."""
@@ -126,6 +128,8 @@ class Stack(nnx.Module):
         layers: how many.
         cross: whether they attend to an encoder's output.
         two_sided: whether a token may look ahead, for biases by distance.
+        block: what one layer is; made and called as `Block` is.
+        final_norm: whether there is a norm after the last layer, where `norm_position` has one.
 
     Attributes:
         watched: whether a call notes, as intermediates [layers], the RMS of the residual stream after each layer and
@@ -133,22 +137,31 @@ class Stack(nnx.Module):
     """
 
     def __init__(
-        self, config: TransformerConfig, layers: int, *, cross: bool = False, two_sided: bool = False, rngs: nnx.Rngs
+        self,
+        config: TransformerConfig,
+        layers: int,
+        *,
+        cross: bool = False,
+        two_sided: bool = False,
+        block: type[nnx.Module] = Block,
+        final_norm: bool = True,
+        rngs: nnx.Rngs,
     ):
         self.config, self.layers, self.watched = config, layers, False
         self.dense = config.experts.dense_layers if config.experts else layers
 
-        def make_blocks(count: int, routed: bool) -> Block | None:
-            """One Block whose arrays have a leading "layers" axis."""
+        def make_blocks(count: int, routed: bool) -> nnx.Module | None:
+            """One block whose arrays have a leading "layers" axis."""
             if not count:
                 return None
             split = nnx.split_rngs(splits=count)
             make = nnx.vmap(in_axes=(0,), out_axes=0)
-            return split(make(lambda rngs: Block(config, rngs=rngs, cross=cross, routed=routed)))(rngs)
+            return split(make(lambda rngs: block(config, rngs=rngs, cross=cross, routed=routed)))(rngs)
 
         self.dense_blocks = make_blocks(self.dense if config.experts else 0, False)
         self.blocks = make_blocks(layers - self.dense if config.experts else layers, config.experts is not None)
-        self.final_norm = None if config.norm_position == "post" else Norm(config.embed_dim, config)
+        final_norm = final_norm and config.norm_position != "post"
+        self.final_norm = Norm(config.embed_dim, config) if final_norm else None
         biased = config.positions in ("relative", "alibi")
         self.distance = DistanceBias(config, two_sided=two_sided, rngs=rngs) if biased else None
 

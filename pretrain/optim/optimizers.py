@@ -9,6 +9,7 @@ import optax
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
+from pretrain.optim.averaging import keep_average
 from pretrain.optim.clipping import AdaGC, ZClip
 from pretrain.optim.schedules import Schedule
 
@@ -24,6 +25,8 @@ class Optimizer:
         weight_decay: decoupled decay times the learning rate, on parameters of two or more logical axes.
         clip_norm: largest global gradient norm; None turns clipping off (Pascanu et al. 2013).
         clipping: `@AdaGC()` or `@ZClip()` in place of `clip_norm`; None for `clip_norm`.
+        average: decay of an average of the weights, kept beside them in the state and in checkpoints (0.999 to 0.9999
+            for diffusion); None keeps none.
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -33,6 +36,7 @@ class Optimizer:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     clipping: AdaGC | ZClip | None = None
+    average: float | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -40,6 +44,8 @@ class Optimizer:
             check(0 <= getattr(self, name) < 1, f"Optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
         check(self.epsilon > 0, f"Optimizer.epsilon must be > 0, got {self.epsilon}")
         check(self.weight_decay >= 0, f"Optimizer.weight_decay must be >= 0, got {self.weight_decay}")
+        check(self.average is None or 0 < self.average < 1,
+              f"Optimizer.average must be above 0 and below 1, got {self.average}")  # fmt: skip
         check(self.clip_norm is None or self.clip_norm > 0, f"Optimizer.clip_norm must be > 0, got {self.clip_norm}")
 
 
@@ -73,4 +79,6 @@ def build_optimizer(
         transforms.insert(0, config.clipping.transform())
     elif config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.average is not None:
+        transforms.append(keep_average(config.average))
     return optax.chain(*transforms), learning_rate

@@ -27,6 +27,10 @@ PUBLISHED = {  # millions, as printed
     "gpt3_13b": 12853, "gpt3_175b": 174591, "ul2_20b": 20_000,
 }  # fmt: skip
 ACTIVE = {"mixtral_8x7b": 12.9e9, "deepseek_moe_16b": 2.8e9}
+DIT = {  # of the released code, for 256 pixels: with a table of fixed positions, and a second output for the variance
+    "dit_s2": 32_963_360, "dit_b2": 130_512_416, "dit_l2": 458_102_816, "dit_xl2": 675_129_632,
+}  # fmt: skip
+WORLD = {"world_small": 1_405_824, "world_large": 463_096_832}  # our own; by hand from their shapes
 OTHERS = {"tiny", "word2vec_300", "electra_small", "electra_base", "electra_large"}
 
 
@@ -36,7 +40,7 @@ def described(name: str, capsys) -> dict:
 
 
 def test_every_preset_is_checked():
-    assert {path.stem for path in MODELS.glob("*.gin")} == {*RELEASED, *PUBLISHED, *OTHERS}
+    assert {path.stem for path in MODELS.glob("*.gin")} == {*RELEASED, *PUBLISHED, *DIT, *WORLD, *OTHERS}
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -52,6 +56,20 @@ def test_parameters_are_those_of_the_release(name, capsys):
 def test_parameters_are_those_of_the_paper(name, capsys):
     near = 0.03 if name == "ul2_20b" else 0.01  # "20B"
     assert described(name, capsys)["parameters"]["total"] / 1e6 == pytest.approx(PUBLISHED[name], rel=near)
+
+
+@pytest.mark.parametrize("name", DIT)
+def test_diffusion_transformers_are_those_of_the_release(name, capsys):
+    result = described(name, capsys)
+    arrays = result["arrays"]
+    width = arrays["classes"]["shape"][1]
+    positions, variance = 16 * 16 * width, 16 * (width + 1)
+    assert result["parameters"]["total"] + positions + variance == DIT[name]
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_world_models(name, capsys):
+    assert described(name, capsys)["parameters"]["total"] == WORLD[name]
 
 
 def test_word_vectors(capsys):

@@ -1,9 +1,9 @@
 """What every objective must hold. A new file in `pretrain/objectives` is found and checked without an edit here.
 
 The model is the tiny one of the first architecture an objective names, with the heads it needs. An objective that needs
-other packed features than those of `tiny.packed_rows` gives them in `PACKED`; settings that say more than the defaults
-go into `SETTINGS`. Arrays named `<prefix>weights` say what of `<prefix>targets` and other `<prefix>...` counts; with
-`loss_weights` go `targets` and `target_...`.
+other packed features than those of `tiny.packed_rows` gives them in `PACKED`, by (objective, lengths); settings that
+say more than the defaults go into `SETTINGS`. Arrays named `<prefix>weights` say what of `<prefix>targets` and other
+`<prefix>...` counts; with `loss_weights` go `targets` and `target_...`.
 """
 
 import dataclasses
@@ -18,8 +18,10 @@ from tiny import CONFIG, UNEVEN, VOCAB, model, packed_rows, params
 
 import pretrain.objectives
 from pretrain.core.batch import Batch
+from pretrain.core.diffusion import PictureShape
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
+from pretrain.core.video import VideoShape
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
 from pretrain.objectives.base import Objective
@@ -46,7 +48,41 @@ SETTINGS: dict[str, list[dict]] = {
         {"objectives": (TextInfilling(), SpanCorruption(density=0.5)), "average": "objectives"},
     ],
 }
-PACKED: dict[str, Callable[[], Batch]] = {}
+VIDEO = VideoShape(4, 8, 1, patch=4, lowest=-2.0, highest=2.0)
+SETTINGS["NextFrame"] = [{"video": VIDEO}, {"video": dataclasses.replace(VIDEO, levels=(2, 2))}]
+
+
+def recorded(objective: Objective, lengths: list[list[int]]) -> Batch:
+    """Episodes of a robot, packed: random frames of even patches, states and actions."""
+    rng, v = np.random.default_rng(0), objective.video
+    segments = packed_rows(lengths, LENGTH)["segment_ids"]
+    real = segments > 0
+    numbers = lambda size: rng.uniform(-1, 1, (*segments.shape, size)).astype(np.float32) * real[..., None]  # noqa: E731
+    patches = rng.choice([40, 200], (*segments.shape, v.height // v.patch, v.width // v.patch, v.channels))
+    frames = patches.astype(np.uint8).repeat(v.patch, axis=2).repeat(v.patch, axis=3)
+    return {
+        "frames": frames * real[..., None, None, None].astype(np.uint8),
+        "states": numbers(v.state_dim), "actions": numbers(v.action_dim), "action_targets": numbers(v.action_dim),
+        "action_weights": (real & (np.arange(LENGTH) % 3 > 0)).astype(np.float32),
+        "frames_segment_ids": segments,
+    }  # fmt: skip
+
+
+PICTURE = PictureShape(4, 8, 1, patch=4, classes=3)
+SETTINGS["Diffusion"] = [{"picture": PICTURE}]
+
+
+def pictured(objective: Objective, lengths: list[list[int]]) -> Batch:
+    """Rows of a picture and its class; none where a row has no lengths, a broken one in the row of 3 elements."""
+    rng, p, rows = np.random.default_rng(0), objective.picture, []
+    for number, row in enumerate(lengths):
+        image = rng.integers(0, 256, (p.height, p.width, p.channels)).astype(np.uint8)
+        record = {"image": image, "label": np.array([number % p.classes] * (sum(row) != 3), np.int32)}
+        rows.append(objective.prepare(record, rng)["row"] * np.uint8(bool(row)))
+    return {"row": np.stack(rows), "segment_ids": np.array([[bool(row)] for row in lengths], np.int32)}
+
+
+PACKED: dict[str, Callable[[Objective, list[list[int]]], Batch]] = {"Diffusion": pictured, "NextFrame": recorded}
 SIZE = VOCAB + 128
 COUNTS = np.array([0] * 4 + [1] * (VOCAB - 4) + [10**6] * 128)  # noise words are hardly ever words of the batch
 VOCABULARY = Vocabulary(SIZE, num_sentinels=128, starts_word=np.arange(SIZE) % 3 == 0, counts=COUNTS)
@@ -75,7 +111,7 @@ def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
     """Packed rows of very different weight, as the loader gives them to `finish`."""
     kind = type(objective).__name__
     if kind in PACKED:
-        return PACKED[kind]()
+        return PACKED[kind](objective, lengths)
     columns = objective.packed_length(LENGTH)
     sizes = np.arange(columns + 1)
     prepared = np.minimum(objective.prepared_length(sizes), columns + 1) * (sizes > 0)
@@ -117,7 +153,7 @@ def params_of(objective: Objective) -> dict:
 
 
 def blank(arrays: Batch) -> dict[str, np.ndarray]:
-    """By integer array of a batch, where anything may stand: bool, of the array's first two axes.
+    """By array of a batch, where anything may stand: bool, of the array's first two axes.
 
     That is where there is no document, and, in targets and what belongs to weights of their own, where the weight is 0.
     Segment ids, which say where documents are, and arrays of one number a row are left out.
@@ -125,7 +161,7 @@ def blank(arrays: Batch) -> dict[str, np.ndarray]:
     weights = {name.removesuffix("weights"): array for name, array in arrays.items() if name.endswith("weights")}
     found = {}
     for name, array in arrays.items():
-        if name.endswith("segment_ids") or array.dtype != np.int32 or array.ndim < 2:
+        if name.endswith(("segment_ids", "weights")) or array.ndim < 2:
             continue
         places, first = np.zeros(array.shape[:2], bool), name.split("_")[0]
         names = (f"{name}_segment_ids", f"{first}_segment_ids", "segment_ids")
@@ -135,6 +171,8 @@ def blank(arrays: Batch) -> dict[str, np.ndarray]:
         belongs = weights.get(f"{first}_", weights.get("loss_") if "target" in name else None)
         if belongs is not None and belongs.shape == places.shape:
             places |= belongs == 0
+        if arrays["loss_weights"].ndim == 1:
+            places |= (arrays["loss_weights"] == 0)[:, None]
         found[name] = places
     return found
 

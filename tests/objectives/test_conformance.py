@@ -69,7 +69,10 @@ def test_prepare_makes_the_lengths_it_promises(objective):
     for length in (1, 2, 17, 300):
         record = {name: np.arange(length, dtype=np.int32) % 50 + 4 for name in objective.features}
         prepared = objective.prepare(record, host_rng(0, "prepare", length))
-        assert len(prepared[objective.features[0]]) == objective.prepared_length(np.array([length]))[0]
+        promised = objective.prepared_length(np.array([length]))
+        promised = promised if isinstance(promised, dict) else {objective.features[0]: promised}
+        for name, lengths in promised.items():
+            assert len(prepared[name]) == lengths[0]
 
 
 def test_loss_and_gradients_are_finite_and_not_zero(plain):
@@ -94,10 +97,11 @@ def test_padding_and_unweighted_targets_do_not_count(objective, plain):
     assert any(where.any() for where in places.values())
     for name, where in places.items():
         noise = rng.integers(0, LENGTH if name.endswith("positions") else VOCABULARY.size, arrays[name].shape)
+        noise = noise if arrays[name].dtype == np.int32 else noise % 7  # of pixels and numbers
         if name.endswith("types"):
             noise %= 2
         where = where.reshape(where.shape + (1,) * (noise.ndim - 2))
-        arrays[name] = np.where(where, noise, arrays[name]).astype(np.int32)
+        arrays[name] = np.where(where, noise, arrays[name]).astype(arrays[name].dtype)
     assert_same(loss_and_gradients(objective, params_of(objective), arrays), plain, rtol=1e-6)
 
 
@@ -155,7 +159,7 @@ def test_overfits_one_batch(objective):
         return jax.lax.scan(update, (values, optimizer.init(values)), length=200)[1]
 
     losses = np.asarray(fit(jax.jit(model_of(objective).init)(jax.random.key(0))))
-    assert losses[0] > 3
+    assert losses[0] > 0.5
     assert losses[-1] < max(0.02, losses[0] / 1000), losses[::20]  # ELECTRA counts its second term fifty times
 
 

@@ -1,0 +1,101 @@
+"""What a camera and a robot record: its sizes, and frames as rows of patches, for models and objectives alike.
+
+Axes: B batch · T time · H height · W width · C channels · N patches of a frame · P values of a patch ·
+Z digits of a code.
+"""
+
+import dataclasses
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class VideoShape:
+    """Sizes of a recording.
+
+    Attributes:
+        height, width, channels: of a frame; values are uint8.
+        patch: side of a square patch, in pixels.
+        state_dim: numbers of proprioception at each step; 0 for none.
+        action_dim: numbers of an action; 0 for a video without actions.
+        levels: of the digits of a patch's code, e.g. (5, 5, 5, 5), where models see and predict codes; () for pixels.
+        lowest, highest: what states and actions range over; the models see them as -1 and 1.
+    """
+
+    height: int = 96
+    width: int = 96
+    channels: int = 3
+    patch: int = 12
+    state_dim: int = 2
+    action_dim: int = 2
+    levels: tuple[int, ...] = ()
+    lowest: float = 0.0
+    highest: float = 512.0
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("height", "width", "channels", "patch"):
+            check(getattr(self, name) > 0, f"VideoShape.{name} must be > 0, got {getattr(self, name)}")
+        for name in ("state_dim", "action_dim"):
+            check(getattr(self, name) >= 0, f"VideoShape.{name} must be >= 0, got {getattr(self, name)}")
+        check(
+            self.height % self.patch == 0 and self.width % self.patch == 0,
+            f"VideoShape: {self.height} x {self.width} pixels cannot be cut into patches of {self.patch}",
+        )
+        check(min(self.levels, default=2) >= 2, f"VideoShape.levels must be 2 or more each, got {self.levels}")
+        check(self.lowest < self.highest, f"VideoShape: lowest ({self.lowest}) must be below highest ({self.highest})")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a frame."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch."""
+        return self.patch**2 * self.channels
+
+    def normalized(self, values: jax.Array) -> jax.Array:
+        """States or actions on a scale from -1 to 1, float32."""
+        return (values.astype(jnp.float32) - self.lowest) * (2 / (self.highest - self.lowest)) - 1
+
+    def restored(self, values: jax.Array) -> jax.Array:
+        """The inverse of `normalized`."""
+        return (values + 1) * ((self.highest - self.lowest) / 2) + self.lowest
+
+
+def to_patches(frames: jax.Array, patch: int) -> jax.Array:
+    """uint8 frames [..., H, W, C] as float32 patches [..., N, P] from -1 to 1, row by row."""
+    *batch, height, width, channels = frames.shape
+    rows, columns = height // patch, width // patch
+    x = frames.reshape(*batch, rows, patch, columns, patch, channels)
+    x = jnp.moveaxis(x, -4, -3).reshape(*batch, rows * columns, patch * patch * channels)
+    return x.astype(jnp.float32) / 127.5 - 1
+
+
+def from_patches(patches: jax.Array, shape: VideoShape) -> jax.Array:
+    """The inverse of `to_patches`; what lies beyond black and white is cut off."""
+    *batch, _, _ = patches.shape
+    p, rows, columns = shape.patch, shape.height // shape.patch, shape.width // shape.patch
+    x = patches.reshape(*batch, rows, columns, p, p, shape.channels)
+    x = jnp.moveaxis(x, -3, -4).reshape(*batch, shape.height, shape.width, shape.channels)
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def code_of(digits: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+    """The number of each code, int32 [...], of digits [..., Z]; the first digit counts least."""
+    places = np.concatenate([[1], np.cumprod(levels[:-1])]).astype(np.int32)
+    return jnp.sum(jnp.round(digits).astype(jnp.int32) * places, axis=-1)
+
+
+def digits_of(codes: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+    """The inverse of `code_of`, float32 [..., Z]."""
+    places = np.concatenate([[1], np.cumprod(levels[:-1])]).astype(np.int32)
+    return (codes[..., None] // places % np.array(levels, np.int32)).astype(jnp.float32)
