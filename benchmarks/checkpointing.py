@@ -36,7 +36,7 @@ from pretrain.train.manifest import verify
 from pretrain.train.step import StepBuilder
 
 BATCH, LENGTH = 8, 128
-STEPS = 8  # the first two are warm-up; every third is followed by a save
+STEPS = 6  # the first two are warm-up; every third is followed by a save
 
 
 def trainer(workdir: str) -> Trainer:

@@ -31,7 +31,8 @@ class Recovery:
         policy: "none"; "skip_update", which leaves out updates whose gradient is not finite or too large; "rewind".
         update_limit: of "skip_update": gradient norm, over its running mean, from which on an update is left out.
         back: steps that the checkpoint has to lie before the beginning of the spike.
-        skip: batches to leave out from the checkpoint's position on; never fewer than up to the spike.
+        skip: batches to leave out from the checkpoint's position on; never fewer than up to the spike. Where it comes
+            back, the data is bad further on: two times as many after the spike, then four times, ...
         grid: a rewind goes to multiples of this step only; None for `Checkpointing.every`.
         tries: rewinds in a row, with fewer than `back` good steps between, before the run stops with a diagnosis.
         lower_rate: factor on the learning rate after a rewind, once more with each further try; 1 leaves it.
@@ -78,11 +79,13 @@ class Course:
         skips: ranges [first, stop) of batches that are left out, in order and apart from each other.
         tries: rewinds in a row.
         spike: step of the last spike that was rewound from.
+        target: step that was rewound to.
     """
 
     skips: tuple[tuple[int, int], ...] = ()
     tries: int = 0
     spike: int = 0
+    target: int = 0
 
     def batch(self, step: int) -> int:
         """The batch that comes after `step` steps."""
@@ -194,7 +197,7 @@ class Watch:
             "documents": self._contents(batches),
         }
         if self.recovery.policy == "rewind":
-            raise Rewind(step, began, began - self.recovery.back, evidence)
+            raise Rewind(step, began, self._at_most(began), evidence)
         number = self._write("spike", step, **evidence, action=self.recovery.policy)
         say(f"train: {_told(step, evidence)}; see pretrain inspect --event={number}")
 
@@ -213,13 +216,13 @@ class Watch:
             RunError: there is nothing to go back to, or it was tried often enough.
         """
         recovery, course = self.recovery, self.course
-        again = course.tries > 0 and spike.began <= course.spike + recovery.back
-        tries = course.tries + 1 if again else 1
+        tries = course.tries + 1 if self._is_back(spike.began) else 1
         if target is None or tries > recovery.tries:
             number = self._write("spike", spike.step, **spike.evidence, action="stop", tries=tries - 1)
             raise RunError(_diagnosis(spike, number, tries - 1, target))
         first = course.batch(target)
-        stop = max(first + recovery.skip, course.batch(spike.step - 1) + 1)
+        more = recovery.skip * 2 ** (tries - 1) if tries > 1 else 0
+        stop = max(first + recovery.skip, course.batch(spike.step - 1) + 1 + more)
         number = self._write(
             "spike", spike.step, **spike.evidence, action="rewind",
             to=target, skipped=[first, stop], rate=recovery.lower_rate**tries, **{"try": tries},
@@ -228,7 +231,16 @@ class Watch:
             f"train: {_told(spike.step, spike.evidence)}; back to step {target}, without batches {first} to {stop - 1} "
             f"(try {tries} of {recovery.tries}; event {number})"
         )
-        return Course(course.around(first, stop), tries, spike.step)
+        return Course(course.around(first, stop), tries, spike.step, target)
+
+    def _is_back(self, began: int) -> bool:
+        """Whether a spike that began at a step is the one that was just rewound from."""
+        return self.course.tries > 0 and began <= self.course.spike + self.recovery.back
+
+    def _at_most(self, began: int) -> int:
+        """The last step to go back to. A second try may take the same checkpoint: first the data is suspected."""
+        before = began - self.recovery.back
+        return max(before, self.course.target) if self._is_back(began) and self.course.tries == 1 else before
 
     def _batches(self, first_step: int, last_step: int) -> list[int]:
         """The batches that these steps were made with."""

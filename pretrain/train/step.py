@@ -137,13 +137,9 @@ class StepBuilder:
         scalars = {
             **summarize(terms, metrics),
             "learning_rate": self.learning_rate(state.step) * factor,
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
+            "grad_norm": optax.tree.norm(grads),  # which clipping needs as well: it is made once
+            **self._norms(grads, params, updates),
         }
-        if self.measures:
-            trees = {"grad": grads, "param": params, "update": updates}
-            scalars[NORMS] = {kind: self._squares(tree) for kind, tree in trees.items()}
         if isinstance(opt_state, SkipState):
             scalars["skipped_updates"] = opt_state.skipped
             scalars["update_skipped"] = opt_state.skipped - state.opt_state.skipped
@@ -156,6 +152,14 @@ class StepBuilder:
     def evaluate(self, params: Params, batch: Batch) -> Totals:
         """Loss terms and metrics of a batch, as sums to be added over batches."""
         return objective_totals(self.model, self.objective, params, batch, self.head_chunks)
+
+    def _norms(self, grads: Params, params: Params, updates: Params) -> dict[str, Any]:
+        """Norms of parameters and updates; where it measures, they come from the sums by group, which are kept."""
+        if not self.measures:
+            return {"param_norm": optax.tree.norm(params), "update_norm": optax.tree.norm(updates)}
+        squares = {"grad": self._squares(grads), "param": self._squares(params), "update": self._squares(updates)}
+        norms = {f"{kind}_norm": jnp.sqrt(jnp.sum(squares[kind])) for kind in ("param", "update")}
+        return {**norms, NORMS: squares}
 
     def _squares(self, tree: Params) -> jax.Array:
         """Sums of squares of a tree like the parameters, layer by layer where they are stacked: float32 vector."""

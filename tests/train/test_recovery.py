@@ -46,7 +46,7 @@ def test_a_decision_and_its_event(tmp_path):
     found = spike(observer, 41)
     assert (found.step, found.began, found.at_most) == (41, 41, 31)
     course = observer.decide(found, 30)
-    assert course == Course(((30, 50),), 1, 41)
+    assert course == Course(((30, 50),), 1, 41, 30)
     (event,) = read_events(tmp_path)
     assert event["kind"] == "spike" and event["step"] == 41 and event["action"] == "rewind"
     assert event["loss"] == "nan" and 2 < event["loss_median"] < 2.02
@@ -58,6 +58,19 @@ def test_a_decision_and_its_event(tmp_path):
 def test_a_spike_far_on_is_left_out_too(tmp_path):
     observer = watch(tmp_path)
     assert observer.decide(spike(observer, 41), 10).skips == ((10, 41),)
+
+
+def test_a_spike_that_comes_back_is_left_out_further_on_and_then_from_further_back(tmp_path):
+    observer = watch(tmp_path)
+    observer.resume(None, observer.decide(spike(observer, 41), 30))
+    found = spike(observer, 33)
+    assert found.at_most == 30, "the same checkpoint"
+    observer.resume(None, observer.decide(found, 30))
+    assert observer.course == Course(((30, 93),), 2, 33, 30)  # batch 52, and twice 20 more
+    assert spike(observer, 33).at_most == 23
+    later = Watch(observer.recovery, Detector(), 10, None)
+    later.resume(None, Course(((30, 50),), 1, 41, 30))
+    assert spike(later, 60).at_most == 50, "another spike"
 
 
 def test_tries_end_with_a_diagnosis(tmp_path):
