@@ -101,7 +101,7 @@ def check_layout(
 ) -> None:
     """Asks whether a mesh can hold batch and model, before anything is made.
 
-    Where the sequence is split or layers stand in stages, the forward pass is traced (a second or two): what cannot be
+    Where sequence, layers or experts are split, the forward pass is traced (a second or two): what cannot be
     laid out says so itself. `use` is gin's by default.
 
     Raises:
@@ -114,7 +114,7 @@ def check_layout(
         f"BATCH_SIZE / microbatches ({rows}) must be a multiple of the {ways} ways the mesh splits a batch "
         "(data x fsdp x expert)",
     )
-    if mesh.shape["context"] == mesh.shape["stage"] == 1:
+    if mesh.shape["context"] == mesh.shape["stage"] == mesh.shape["expert"] == 1:
         return
     sentinels = objective.sentinels
     bound = objective.bind(Vocabulary(256 + sentinels, num_sentinels=sentinels))

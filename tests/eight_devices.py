@@ -3,6 +3,7 @@
 PYTHONPATH=.:tests/objectives XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py DIR
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -87,11 +88,12 @@ def looks() -> dict:
     return {mesh: {name: difference(each[name], one[name]) for name in names} for mesh, each in found.items()}
 
 
-def train_state(mesh):
+def train_state(mesh, trained=None, **changes):
     """How to make a fresh state, its layout on a mesh, and its shapes."""
-    optimizer, _ = build_optimizer(Optimizer(), Schedule(), 10, model().logical_axes())
-    make = lambda: init_state(model(), optimizer, 0)  # noqa: E731
-    return make, state_shardings(model(), optimizer, mesh, seed=0), jax.eval_shape(make)
+    trained = trained or model()
+    optimizer, _ = build_optimizer(Optimizer(**changes), Schedule(), 10, trained.logical_axes())
+    make = lambda: init_state(trained, optimizer, 0)  # noqa: E731
+    return make, state_shardings(trained, optimizer, mesh, seed=0), jax.eval_shape(make)
 
 
 def layouts() -> dict:
@@ -137,8 +139,37 @@ def checkpoints(folder: pathlib.Path) -> dict:
     return report
 
 
+def chain(folder: pathlib.Path) -> dict:
+    """A state with 8-bit moments that goes from mesh to mesh by checkpoints, and is compared with the first at each."""
+    meshes = {
+        "fsdp 8": make_mesh(MeshConfig()),
+        "tensor 2 x data 2": make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4]),
+        "1": make_mesh(MeshConfig(), jax.devices()[:1]),
+        "stage 4 x data 2": make_mesh(MeshConfig(data=2, fsdp=1, stage=4)),
+    }
+    deep, first, report = model(dataclasses.replace(CONFIG, num_layers=4)), None, {}
+    for step, (name, mesh) in enumerate(meshes.items()):
+        make, layout, shapes = train_state(mesh, deep, state="int8")
+        if first is None:
+            state = first = jax.jit(make, out_shardings=layout)()
+        else:
+            with Checkpointer(folder / "chain", read_only=True) as checkpointer:
+                state, _ = checkpointer.restore(shapes, layout)
+        with Checkpointer(folder / "chain") as checkpointer:
+            checkpointer.save(step, state, {"step": step})
+        leaves = list(zip(*map(jax.tree.leaves, (first, state, layout)), strict=True))
+        split = [len(b.sharding.device_set) > 1 and not b.sharding.is_fully_replicated for _, b, _ in leaves]
+        report[name] = {
+            "equal": all(np.array_equal(a, b) for a, b, _ in leaves),
+            "laid out": all(b.sharding == where for _, b, where in leaves),
+            "split": sum(split) / len(split),
+        }
+    return report
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert CONFIG.compute_dtype == "float32"
+    folder = pathlib.Path(sys.argv[1])
     report = {"objectives": objectives(), "looks": looks(), "layouts": layouts()}
-    print(json.dumps({**report, "checkpoints": checkpoints(pathlib.Path(sys.argv[1]))}))
+    print(json.dumps({**report, "checkpoints": checkpoints(folder), "chain": chain(folder)}))

@@ -43,7 +43,7 @@ class Cluster:
 
     def __call__(self, script: str, *arguments: str) -> subprocess.CompletedProcess:
         command = [FOLDER / script, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=300)
 
     @property
     def calls(self) -> list[list[str]]:

@@ -4,10 +4,11 @@ Shazeer et al. 2017; capacity as in GShard (Lepikhin et al. 2020), without dropp
 shared experts and fine-grained ones as in DeepSeekMoE (Dai et al. 2024), load balance by a loss over each row and by a
 bias that no gradient moves as in DeepSeek-V3 (2024, section 2.1.2).
 
-Axes: B batch · L length · D embed · F mlp · E experts · K experts of a token · C capacity · T = B L K ·
-N blocks of M tokens.
+Axes: B batch · L length · D embed · F mlp · E experts · K experts of a token · C capacity · T tokens, once for each
+of their experts · N blocks of M tokens.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from pretrain.core.platform import platform
 from pretrain.models.config import Experts, TransformerConfig
 from pretrain.models.layers import ACTIVATIONS, compute_dtype, param
 from pretrain.models.mlp import Mlp
+from pretrain.sharding.exchange import through_experts
 from pretrain.sharding.rules import constrain
 
 BLOCK = 128  # tokens of one expert that are multiplied together on CPU
@@ -88,27 +90,23 @@ class Mixture(nnx.Module):
         log_z_BL = jnp.square(jax.nn.logsumexp(logits_BLE, axis=-1)) * valid_BL
         return Routing(jnp.sum(sent_BE, axis=0), jnp.sum(balance_B), jnp.sum(log_z_BL), dropped)
 
-    def _mlp(self, x: jax.Array, product: Product) -> jax.Array:
+    def _kernels(self, dtype: jnp.dtype) -> list[jax.Array]:
+        """The matrices of all experts: up, down and, where there is one, gate."""
+        return [kernel[...].astype(dtype) for kernel in (self.up, self.down, self.gate) if kernel is not None]
+
+    def _mlp(self, kernels: list[jax.Array], x: jax.Array, product: Product) -> jax.Array:
         """The experts' MLPs, by a product of tokens with the matrices of their experts."""
-        activate, matrix = ACTIVATIONS[self.config.activation], lambda kernel: kernel[...].astype(x.dtype)
-        up = checkpoint_name(product(x, matrix(self.up)), "up")
-        gate = None if self.gate is None else checkpoint_name(product(x, matrix(self.gate)), "gate")
-        hidden = activate(up) if gate is None else activate(gate) * up
-        return product(hidden, matrix(self.down))
+        activate, (up, down, *gate) = ACTIVATIONS[self.config.activation], kernels
+        hidden = checkpoint_name(product(x, up), "up")
+        hidden = activate(checkpoint_name(product(x, gate[0]), "gate")) * hidden if gate else activate(hidden)
+        return product(hidden, down)
 
     def _dropless(self, x_BLD, chosen_BLK, weights_BLK, valid_BL):
-        """Tokens in the order of their experts, each expert's together."""
+        """Every expert takes all tokens that chose it, wherever it is."""
         del valid_BL
-        batch, length, embed = x_BLD.shape
-        top_k = self.experts.top_k
-        expert_T = chosen_BLK.reshape(-1)
-        order_T = jnp.argsort(expert_T, stable=True)
-        sizes_E = jnp.bincount(expert_T, length=self.experts.num_experts).astype(jnp.int32)
-        x_TD = x_BLD.reshape(-1, embed)[order_T // top_k]
-        run = _in_blocks if platform() == "cpu" else _ragged
-        y_TD = run(x_TD, expert_T[order_T], sizes_E, self._mlp)[jnp.argsort(order_T)]
-        y_BLKD = y_TD.reshape(batch, length, top_k, embed) * weights_BLK[..., None].astype(y_TD.dtype)
-        return jnp.sum(y_BLKD, axis=2), jnp.zeros((), jnp.float32)
+        run = functools.partial(_in_blocks if platform() == "cpu" else _ragged, self._mlp)
+        y_BLKD = through_experts(run, self._kernels(x_BLD.dtype), x_BLD, chosen_BLK)
+        return jnp.sum(y_BLKD * weights_BLK[..., None].astype(y_BLKD.dtype), axis=2), jnp.zeros((), jnp.float32)
 
     def _with_capacity(self, x_BLD, chosen_BLK, weights_BLK, valid_BL):
         """Each expert takes its first C tokens of a row, first choices before second ones."""
@@ -124,28 +122,32 @@ class Mixture(nnx.Module):
         dispatch_BLEC = jnp.sum(slot_BLKEC, axis=2)
         combine_BLEC = jnp.einsum("blkec,blk->blec", slot_BLKEC, weights_BLK.astype(dtype))
         x_EBCD = constrain(jnp.einsum("blec,bld->ebcd", dispatch_BLEC, x_BLD), "experts", "batch", None, None)
-        y_EBCD = self._mlp(x_EBCD, lambda x, kernel: jnp.einsum("ebci,eij->ebcj", x, kernel))
+        product = lambda x, kernel: jnp.einsum("ebci,eij->ebcj", x, kernel)  # noqa: E731
+        y_EBCD = self._mlp(self._kernels(dtype), x_EBCD, product)
         y_BLD = jnp.einsum("blec,ebcd->bld", combine_BLEC, y_EBCD)
         return y_BLD, jnp.sum(sent_BLKE - kept_BLKE).astype(jnp.float32)
 
 
-def _ragged(x_TD: jax.Array, expert_T: jax.Array, sizes_E: jax.Array, mlp: Callable) -> jax.Array:
+def _ragged(mlp: Callable, kernels: list[jax.Array], x_TD: jax.Array, expert_T: jax.Array) -> jax.Array:
     """`mlp` of tokens that stand in the order of their experts, by the compiler's ragged products."""
-    del expert_T
-    return mlp(x_TD, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes_E))
+    sizes_E = jnp.bincount(expert_T, length=len(kernels[0])).astype(jnp.int32)
+    return mlp(kernels, x_TD, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes_E))
 
 
-def _in_blocks(x_TD: jax.Array, expert_T: jax.Array, sizes_E: jax.Array, mlp: Callable) -> jax.Array:
+def _in_blocks(mlp: Callable, kernels: list[jax.Array], x_TD: jax.Array, expert_T: jax.Array) -> jax.Array:
     """The same in blocks of one expert each, padded: XLA for CPU would multiply all tokens with all experts."""
-    experts, (tokens, embed) = len(sizes_E), x_TD.shape
+    experts, (tokens, embed) = len(kernels[0]), x_TD.shape
+    sizes_E = jnp.bincount(expert_T, length=experts).astype(jnp.int32)
     blocks_E = -(-sizes_E // BLOCK)
     count = -(-tokens // BLOCK) + experts  # of blocks, whatever the sizes
     ends_E, starts_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E) - sizes_E
     place_T = (ends_E - blocks_E)[expert_T] * BLOCK + jnp.arange(tokens) - starts_E[expert_T]
+    place_T = jnp.where(expert_T < experts, place_T, count * BLOCK)  # no expert: no place
     expert_N = jnp.minimum(jnp.searchsorted(ends_E, jnp.arange(count), side="right"), experts - 1)
-    x_NMD = jnp.zeros((count * BLOCK, embed), x_TD.dtype).at[place_T].set(x_TD).reshape(count, BLOCK, embed)
-    y_NMD = mlp(x_NMD, lambda x, kernel: jnp.einsum("nmi,nij->nmj", x, kernel[expert_N]))
-    return y_NMD.reshape(count * BLOCK, -1)[place_T]
+    x_NMD = jnp.zeros((count * BLOCK, embed), x_TD.dtype).at[place_T].set(x_TD, mode="drop")
+    product = lambda x, kernel: jnp.einsum("nmi,nij->nmj", x, kernel[expert_N])  # noqa: E731
+    y_NMD = mlp(kernels, x_NMD.reshape(count, BLOCK, embed), product)
+    return y_NMD.reshape(count * BLOCK, -1).at[place_T].get(mode="fill", fill_value=0)
 
 
 def moved_bias(bias_NE: jax.Array, load_NE: jax.Array, experts: Experts) -> jax.Array:

@@ -11,6 +11,7 @@ from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 from pretrain.optim.averaging import keep_average
 from pretrain.optim.clipping import AdaGC, ZClip
+from pretrain.optim.compact import Storage, compact
 from pretrain.optim.schedules import Schedule
 
 
@@ -24,6 +25,7 @@ class Optimizer:
         b1, b2, epsilon: Adam's decay rates and denominator offset.
         weight_decay: decoupled decay times the learning rate, on parameters of two or more logical axes.
         clip_norm: largest global gradient norm; None turns clipping off (Pascanu et al. 2013).
+        state: how moments are kept between updates: "float32", "bfloat16", or "int8", block-wise (see `compact`).
         clipping: `@AdaGC()` or `@ZClip()` in place of `clip_norm`; None for `clip_norm`.
         average: decay of an average of the weights, kept beside them in the state and in checkpoints (0.999 to 0.9999
             for diffusion); None keeps none.
@@ -37,6 +39,7 @@ class Optimizer:
     clip_norm: float | None = 1.0
     clipping: AdaGC | ZClip | None = None
     average: float | None = None
+    state: Storage = "float32"
 
     def __post_init__(self):
         check_fields(self)
@@ -68,7 +71,7 @@ def build_optimizer(
     learning_rate = schedule.build(total_steps)
     decayed = jax.tree.map(is_matrix, logical_axes, is_leaf=lambda node: isinstance(node, tuple))
     transforms = [
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
+        compact(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon), config.state),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate),
     ]

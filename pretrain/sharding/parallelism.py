@@ -18,6 +18,9 @@ class Parallelism:
         context: how a part of a sequence sees the rest: "all_gather" (every device gets all keys and values; Llama 3,
             2024), "ring" (keys and values go round, Liu et al. 2023) or "ulysses" (meanwhile heads are split in place
             of the sequence, Jacobs et al. 2023).
+        zero: what fsdp splits (Rajbhandari et al. 2020): 1, optimizer state; 2, gradients that wait for more, too; 3,
+            parameters, too.
+        offload_optimizer: optimizer state waits in the host's memory between updates.
         pipeline_microbatches: parts of a batch that go through the stages one after another; None for as many as there
             are stages. More of them leave the stages less idle.
         pipeline_rounds: times each part goes round the stages, each of which holds as many pieces of the stack; 1 is
@@ -25,6 +28,8 @@ class Parallelism:
     """
 
     context: Literal["all_gather", "ring", "ulysses"] = "all_gather"
+    zero: Literal[1, 2, 3] = 3
+    offload_optimizer: bool = False
     pipeline_microbatches: int | None = None
     pipeline_rounds: int = 1
 

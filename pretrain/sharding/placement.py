@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pretrain.core.batch import ArraySpec, Batch
 from pretrain.core.errors import check
-from pretrain.sharding.rules import RULES, named_sharding
+from pretrain.sharding.rules import RULES, current_mesh, named_sharding, parallelism
 
 
 def batch_shardings(specs: dict[str, ArraySpec], mesh: Mesh) -> dict[str, NamedSharding]:
@@ -64,9 +64,27 @@ def place_whole_batch(batch: Batch, shardings: dict[str, NamedSharding]) -> dict
     }
 
 
-def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of arrays from the tree of their logical axes (tuples) and of their shapes."""
-    return jax.tree.map(lambda shape, names: named_sharding(names, shape.shape, mesh), shapes, axes)
+def tree_shardings(axes: Any, shapes: Any, mesh: Mesh, whole: tuple[str, ...] = ()) -> Any:
+    """Shardings for a tree of arrays from the tree of their logical axes (tuples) and of their shapes.
+
+    Mesh axes in `whole` are not used.
+    """
+    return jax.tree.map(lambda shape, names: named_sharding(names, shape.shape, mesh, whole), shapes, axes)
+
+
+def split_gradients(gradients: Any, axes: Any, *, accumulating: bool) -> Any:
+    """Asks the compiler to lay gradients out as `Parallelism.zero` says; does nothing outside a mesh.
+
+    Args:
+        gradients: tree of arrays.
+        axes: tree of their logical axes.
+        accumulating: more are to be added; else the optimizer is next.
+    """
+    mesh = current_mesh()
+    if mesh is None or mesh.size == 1:
+        return gradients
+    whole = ("fsdp",) if accumulating and parallelism().zero == 1 else ()
+    return jax.lax.with_sharding_constraint(gradients, tree_shardings(axes, gradients, mesh, whole))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -36,8 +36,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The partition of an array with these logical axes.
+def partition_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, whole: tuple[str, ...] = ()
+) -> PartitionSpec:
+    """The partition of an array with these logical axes; not over the mesh axes in `whole`.
 
     A mesh axis is used once per array, in the order of dimensions, and only where it divides the dimension; what
     cannot be split is replicated.
@@ -48,7 +50,7 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
         chosen, remaining = [], dimension
         for mesh_axis in RULES.get(axis, ()) if axis else ():
             ways = mesh.shape[mesh_axis]
-            if mesh_axis not in used and ways > 1 and remaining % ways == 0:
+            if mesh_axis not in (*used, *whole) and ways > 1 and remaining % ways == 0:
                 chosen.append(mesh_axis)
                 used.add(mesh_axis)
                 remaining //= ways
@@ -56,9 +58,11 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     return PartitionSpec(*entries)
 
 
-def named_sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
+def named_sharding(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, whole: tuple[str, ...] = ()
+) -> NamedSharding:
     """`partition_spec` on a mesh."""
-    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh, whole))
 
 
 def ways(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, ...]:

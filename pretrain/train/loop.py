@@ -210,7 +210,9 @@ class Trainer:
     def initial_state(self) -> TrainState:
         """The state before the first step, made in place on the mesh."""
         state = jax.jit(self._fresh_state, out_shardings=self.state_shardings)()
-        return state if self.initial_params is None else dataclasses.replace(state, params=self.initial_params)
+        if self.initial_params is None:
+            return state
+        return dataclasses.replace(state, params=jax.device_put(self.initial_params, self.state_shardings.params))
 
     def _fresh_state(self) -> TrainState:
         builder = self.builder

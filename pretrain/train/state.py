@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from pretrain.core.rng import device_key
 from pretrain.core.trees import named_leaves
 from pretrain.models.functional import FunctionalModel, Params
+from pretrain.sharding.parallelism import Parallelism
 from pretrain.sharding.placement import replicated, tree_shardings
+from pretrain.sharding.rules import named_sharding
 from pretrain.train.control import Control
 
 
@@ -51,17 +53,25 @@ def state_shardings(
     mesh: Mesh,
     seed: int,
     control: Callable[[], Control] = dict,
+    use: Parallelism | None = None,
 ) -> TrainState:
-    """A tree of shardings like the state: optimizer moments are laid out as the parameters they belong to."""
+    """A tree of shardings like the state: optimizer moments are split by the logical axes of their parameters.
+
+    `use` says whether fsdp splits parameters too, and where moments wait; gin's by default.
+    """
+    use = use or Parallelism()
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, seed, control))
-    params = tree_shardings(model.logical_axes(), model.shapes, mesh)
-    by_name = named_leaves(params)
+    axes = model.logical_axes()
+    params = tree_shardings(axes, model.shapes, mesh, () if use.zero == 3 else ("fsdp",))
+    axes_by_name = named_leaves(axes, is_leaf=lambda node: isinstance(node, tuple))
+    memory = "pinned_host" if use.offload_optimizer else None
 
     def of_moment(path, leaf):
-        for start in range(len(path)):  # a moment's path ends with its parameter's path
-            name = "/".join(str(getattr(part, "key", "")) for part in path[start:])
-            if name in by_name:
-                return by_name[name]
+        keys = [str(part.key) if hasattr(part, "key") else "" for part in path]
+        for start in range(len(path)):  # a moment's path ends with its parameter's, or goes on with parts of the moment
+            name = "/".join(keys[start:]).rstrip("/")
+            if len(axes_by_name.get(name, ())) == leaf.ndim > 0:
+                return named_sharding(axes_by_name[name], leaf.shape, mesh).with_memory_kind(memory)
         return replicated(mesh)
 
     opt_state = jax.tree_util.tree_map_with_path(of_moment, shapes.opt_state)

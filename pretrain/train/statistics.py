@@ -26,6 +26,7 @@ from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 from pretrain.core.trees import named_leaves
 from pretrain.models.functional import FunctionalModel
+from pretrain.optim.compact import restored
 from pretrain.train.state import TrainState
 from pretrain.train.step import NORMS, Batch, StepBuilder, combine, module_totals
 
@@ -107,7 +108,7 @@ def moment_health(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
 
 def _moments(opt_state: Any, name: str) -> dict[str, jax.Array]:
     found = optax.tree.get_all_with_path(opt_state, name)
-    return named_leaves(found[0][1]) if found else {}
+    return named_leaves(restored(jax.device_put(found[0][1], jax.memory.Space.Device))) if found else {}
 
 
 def readable(model: FunctionalModel, values: dict[str, Any], sources: Sequence[str | None] = ()) -> dict[str, Any]:

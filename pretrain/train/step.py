@@ -17,6 +17,8 @@ from pretrain.core.objective import Metrics, Terms
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.base import Objective
 from pretrain.optim.clipping import SkipState
+from pretrain.sharding.placement import split_gradients
+from pretrain.sharding.rules import parallelism
 from pretrain.train.control import Control, LossScale, begin_rate, rate_factor, scaled
 from pretrain.train.state import TrainState
 
@@ -115,22 +117,29 @@ class StepBuilder:
         """Gradients of the whole-batch loss times `scale`, accumulated over microbatches in float32, and the totals."""
         weights = total_weights(self.model, self.objective, params, batch)
         grad = jax.grad(functools.partial(self.loss, scale=scale), has_aux=True)
+        lay_out = functools.partial(split_gradients, axes=self.model.logical_axes())
         if self.microbatches == 1:
-            return grad(params, batch, weights)
+            grads, totals = grad(params, batch, weights)
+            return lay_out(grads, accumulating=False), totals
         parts = jax.tree.map(self._split, batch)
 
         def add(carry, part):
-            return jax.tree.map(jnp.add, carry, grad(params, part, weights)), None
+            grads, totals = jax.tree.map(jnp.add, carry, grad(params, part, weights))
+            return (lay_out(grads, accumulating=True), totals), None
 
         shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), weights)
-        return jax.lax.scan(add, _zeros(shapes), parts)[0]
+        grads, totals = jax.lax.scan(add, _zeros(shapes), parts)[0]
+        return lay_out(grads, accumulating=False), totals
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update, and float32 scalars for the metrics."""
         scale = state.control["loss_scale"] if self.loss_scale else 1.0
         grads, (terms, metrics) = self.gradients(state.params, batch, scale)
         grads = scaled(grads, 1 / scale)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        opt_state = state.opt_state
+        if parallelism().offload_optimizer:
+            opt_state = jax.device_put(opt_state, jax.memory.Space.Device)
+        updates, opt_state = self.optimizer.update(grads, opt_state, state.params)
         factor = rate_factor(state.control, state.step)
         updates = scaled(updates, factor)
         params = self.model.advance(optax.apply_updates(state.params, updates), metrics)

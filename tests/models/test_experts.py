@@ -55,8 +55,8 @@ def test_blocks_are_ragged_products(sizes):
     )
 
     def total(x, kernel, run):
-        mlp = lambda x, product: jnp.tanh(product(x, kernel))  # noqa: E731
-        y = run(x, jnp.asarray(experts), jnp.asarray(sizes, jnp.int32), mlp)
+        mlp = lambda kernels, x, product: jnp.tanh(product(x, kernels[0]))  # noqa: E731
+        y = run(mlp, [kernel], x, jnp.asarray(experts))
         return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
 
     both = [jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel, run) for run in (_in_blocks, _ragged)]

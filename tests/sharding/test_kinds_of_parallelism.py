@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 from tiny import CONFIG, ROOT, TINY_GIN, run_cli
 
 from pretrain.core.errors import UserError
+from pretrain.models.config import Experts
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.prefix import PrefixLM
@@ -45,6 +46,17 @@ def test_eight_devices_compute_what_one_does():
         assert apart["loss"] < LOSS and apart["gradients"] < GRADIENTS and apart["devices"] == 8, apart
 
 
+def test_what_is_split_changes_no_update():
+    """ZeRO 1 and 2 hold parameters whole and moments in quarters; 3 both in quarters. Norms are whole always."""
+    found = {entry["case"]: entry for entry in on_eight("updates_on_eight.py")}
+    assert set(found) == {"zero 1", "zero 2", "zero 3", "offloaded"}
+    for name, entry in found.items():
+        assert entry["apart"] < 2e-5, entry
+        assert 0.24 < entry["opt_state"] < 0.3, entry
+        assert entry["params"] == 1 if name in ("zero 1", "zero 2") else entry["params"] < 0.3, entry
+    assert found["offloaded"]["memory"] == ["pinned_host"] != found["zero 3"]["memory"]
+
+
 def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length: int = 32, **changes) -> str:
     """Why a model of four layers and eight heads cannot be laid out."""
     config = dataclasses.replace(CONFIG, num_layers=4, num_heads=8, **changes)
@@ -65,6 +77,7 @@ def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length
         (Parallelism("ring"), {"context": 4}, PrefixLM(), {}, "knows documents and causality alone"),
         (Parallelism("ulysses"), {"context": 8, "tensor": 2}, Causal(), {}, "16 ways), which do not divide"),
         (Parallelism(), {"stage": 3}, Causal(), {}, "4 layers cannot be divided over MeshConfig.stage (3)"),
+        (Parallelism(), {"expert": 4}, Causal(), {"experts": Experts(num_experts=6)}, "6 experts cannot be divided"),
         (Parallelism(pipeline_rounds=4), {"stage": 2}, Causal(), {}, "Parallelism.pipeline_rounds (4)"),
         (Parallelism(pipeline_microbatches=3), {"stage": 2}, Causal(), {}, "8 rows of a batch cannot be divided"),
         (Parallelism(pipeline_microbatches=1, pipeline_rounds=2), {"stage": 2}, Causal(), {}, "in multiples of"),

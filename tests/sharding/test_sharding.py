@@ -128,6 +128,14 @@ def test_initial_parameters_do_not_depend_on_the_mesh(eight_devices):
     np.testing.assert_array_equal(first, second)
 
 
+def test_a_checkpoint_goes_from_one_kind_of_parallelism_to_the_next(eight_devices):
+    """Parameters and 8-bit moments stay the same to the bit; only on one device is nothing split."""
+    chain = eight_devices["chain"]
+    assert list(chain) == ["fsdp 8", "tensor 2 x data 2", "1", "stage 4 x data 2"]
+    for name, entry in chain.items():
+        assert entry["equal"] and entry["laid out"] and (entry["split"] > 0.5) == (name != "1"), (name, entry)
+
+
 def test_a_checkpoint_moves_between_meshes(eight_devices):
     assert set(eight_devices["checkpoints"]) == {"8", "2 x 4", "1"}
     for name, entry in eight_devices["checkpoints"].items():
