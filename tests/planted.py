@@ -39,8 +39,9 @@ BINDINGS = (
     "Checkpointing.keep=2",
     "Recovery.policy='rewind'",
     "Recovery.back=10",
-    "Recovery.skip=10",
+    "Recovery.skip=20",  # twice as far as it goes back, as by default
     "Recovery.grid=20",
+    "Detector.window=64",  # over 128 steps so short a run's loss has a wide spread, by its fall
 )
 
 
