@@ -102,7 +102,6 @@ CASES = {case.name: case for case in (Case(model, *layout) for model in MODELS f
 QUICK = [
     "decoder: fsdp 2 x context 2 x tensor 2 (context=ring)",
     "decoder: fsdp 2 x stage 2 x tensor 2 (pipeline_rounds=2)",
-    "mixture: data 2 x expert 2 x tensor 2",
     "mixture: fsdp 2 x stage 2 x expert 2",
     "encoder_decoder: fsdp 2 x context 2 x tensor 2 (context=ulysses)",
     "encoder_decoder: data 2 x stage 2 x context 2 (context=ring)",

@@ -28,8 +28,7 @@ from pretrain.train.step import StepBuilder
 CASES = {
     "zero 1": Parallelism(zero=1),
     "zero 2": Parallelism(zero=2),
-    "zero 3": Parallelism(zero=3),
-    "offloaded": Parallelism(offload_optimizer=True),
+    "zero 3, offloaded": Parallelism(zero=3, offload_optimizer=True),
 }
 
 
