@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 TEST_PROCESSES ?= auto
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix test-parity faults parallel audit clean
+.PHONY: quickstart test lint test-matrix test-parity plan-table test-tpu-plan faults parallel audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
@@ -52,12 +52,24 @@ test-parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -e '.[interop]' pytest torch transformers
 	touch $@
 
+# Plans compiled by the TPU compiler, which needs no TPU: the table of docs/scale.md, and a regression test of its quick rows.
+plan-table: .venv-tpu/.installed
+	.venv-tpu/bin/python benchmarks/pod_plans.py --write $(ARGS)
+
+test-tpu-plan: .venv-tpu/.installed
+	.venv-tpu/bin/python -m pytest --noconftest tests/tpu_plan
+
+.venv-tpu/.installed: setup.py
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tpu]' pytest
+	touch $@
+
 # Any benchmark: `make benchmark-near-dedup ARGS='CORPUS --peer_python=...'`; docs/ says what each shows and how it was run.
 benchmark-%: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/$(subst -,_,$*).py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-3.* .venv-parity .venv-audit build *.egg-info
+	rm -rf $(VENV) .venv-3.* .venv-parity .venv-audit .venv-tpu build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -113,7 +113,7 @@ def tpu_devices(pod: Pod) -> list[Any]:
     from jax.experimental import topologies
 
     name = f"{pod.kind}:{'x'.join(map(str, pod.shape))}"
-    options = {"num_slices": pod.slices} if pod.slices > 1 else {}
+    options = {"wrap": pod.wraps, **({"num_slices": pod.slices} if pod.slices > 1 else {})}
     try:
         return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except Exception as error:  # XLA's errors have no type of their own
@@ -169,9 +169,9 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
             memory = _memory_of_failure(error, pod)
             compiled = None
         seconds = time.perf_counter() - start
-        text, assignment = (_dumped(folder, kind) for kind in ("", "-buffer-assignment"))
+        text, assignment, usage = (_dumped(folder, kind) for kind in ("", "-buffer-assignment", "-memory-usage-report"))
     if compiled is not None:
-        memory, text = _memory(compiled, pod), text or compiled.as_text()
+        memory, text = _memory(compiled, usage, pod), text or compiled.as_text()
     if compiled is not None and save is not None:
         _save(job, save)
     program = Program(text)
@@ -190,6 +190,7 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
         "hardware_flops": times.hardware_flops,
         "arithmetic_intensity": times.intensity,
         "collectives": [dataclasses.asdict(each) for each in collectives],
+        "kernels": program.pallas_kernels(),
         "kernel_seconds": times.kernel_seconds,
         "collective_seconds": times.collective_seconds,
         **speed(job.model_flops, times.step_seconds, job.training, pod),
@@ -230,11 +231,17 @@ def speed(model_flops: float, step_seconds: float, training: Training, pod: Pod)
     }
 
 
-def _memory(compiled: jax.stages.Compiled, pod: Pod) -> dict[str, int]:
+def _memory(compiled: jax.stages.Compiled, usage: str, pod: Pod) -> dict[str, int]:
+    """Sizes as the compiler gives them, and the peak by its report on memory, where that was written.
+
+    For TPU the temporaries count a loop's own twice: as part of the heap, and again as what the heap has beyond the
+    arrays that live outside of loops. The report's total is what a chip allocates.
+    """
     found = compiled.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
     outputs, aliased = found.output_size_in_bytes, found.alias_size_in_bytes
-    peak = arguments + temporaries + outputs - aliased
+    total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", usage)
+    peak = int(total[1]) if total else arguments + temporaries + outputs - aliased
     return _hbm(arguments, temporaries, outputs, aliased, peak, pod)
 
 

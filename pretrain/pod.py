@@ -11,7 +11,7 @@ from pretrain.core.errors import RunError, UserError, check
 from pretrain.core.storage import Path
 from pretrain.experiment import Experiment
 from pretrain.plan.chips import Pod, parse_pod
-from pretrain.plan.estimate import Setting, candidates, changes_that_fit, estimate
+from pretrain.plan.estimate import ASSUMPTIONS, Setting, candidates, changes_that_fit, estimate
 from pretrain.plan.pod_table import layout_table, pod_table, search_table
 from pretrain.plan.shapes import count_parameters
 from pretrain.sharding.mesh import MeshConfig
@@ -85,7 +85,7 @@ def by_formula(experiment: Experiment, pod: Pod) -> dict[str, Any]:
         "hardware_flops": guess.hardware_flops,
         "collectives": [],
         **ahead_of_time.speed(guess.model_flops, guess.step_seconds, experiment.training, pod),
-        "assumptions": ["matrix products at the chip's peak", "the network entirely beside them"],
+        "assumptions": list(ASSUMPTIONS),
     }
 
 

@@ -24,7 +24,8 @@ from pretrain.main import main
 # run as a user's would.
 jax.config.update("jax_disable_most_optimizations", True)
 
-collect_ignore = ["parity", "faults"]  # `make test-parity` (needs torch); `make faults` (takes long)
+# `make test-parity` (needs torch); `make test-tpu-plan` (needs libtpu); `make faults` (takes long)
+collect_ignore = ["parity", "tpu_plan", "faults"]
 
 
 def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

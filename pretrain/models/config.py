@@ -16,10 +16,10 @@ REMAT_NAMES = ("query", "key", "value", "attention", "attention_out", "gate", "u
 MINIMAL = ("attention", "gate", "up")
 Remat = Literal["none", "minimal", "named", "full", "offload"]
 POSITIVE = (
-    "num_layers", "embed_dim", "num_heads", "mlp_dim", "vocab_chunks", "max_length", "norm_epsilon", "rope_theta",
-    "base_embed_dim", "base_num_layers", "vocab_size", "encoder_layers", "kv_heads", "head_dim", "embedding_dim",
-    "logit_softcap", "init_scale", "relative_buckets", "relative_distance", "sliding_window", "embedding_multiplier",
-    "logit_multiplier", "attention_scale", "attention_softcap",
+    "num_layers", "embed_dim", "num_heads", "mlp_dim", "mlp_chunks", "vocab_chunks", "max_length", "norm_epsilon",
+    "rope_theta", "base_embed_dim", "base_num_layers", "vocab_size", "encoder_layers", "kv_heads", "head_dim",
+    "embedding_dim", "logit_softcap", "init_scale", "relative_buckets", "relative_distance", "sliding_window",
+    "embedding_multiplier", "logit_multiplier", "attention_scale", "attention_softcap",
 )  # fmt: skip
 
 
@@ -138,6 +138,8 @@ class TransformerConfig:
         parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
             `models.parametrization`.
         base_embed_dim, base_num_layers: shape of the proxy at which the learning rate was found.
+        mlp_chunks: parts of an MLP's hidden values that are computed one after another, to save memory; 1 where they do
+            not divide it. Experts have no parts.
         vocab_chunks: parts of the vocabulary that the loss takes one after another, so that logits are never whole.
         remat: what the backward pass computes again: "none"; "minimal", all but attention and the MLP's first products;
             "named", all but `remat_names`; "full", the whole layer from its input; "offload", as "full", with that
@@ -188,6 +190,7 @@ class TransformerConfig:
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     base_embed_dim: int = 128
     base_num_layers: int = 4
+    mlp_chunks: int = 1
     vocab_chunks: int = 1
     remat: Remat = "none"
     remat_names: tuple[str, ...] = ()

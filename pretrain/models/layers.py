@@ -10,8 +10,10 @@ from flax import nnx
 
 from pretrain.core.platform import platform
 from pretrain.models.config import TransformerConfig
+from pretrain.sharding.rules import constrain
 
 Axes = tuple[str | None, ...]
+SUMMED_TOKENS = 1 << 16  # of a part of `look_up`
 
 
 def compute_dtype(config: TransformerConfig) -> jnp.dtype:
@@ -42,6 +44,35 @@ def contract(x: jax.Array, kernel: jax.Array, inputs: int = 1, dtype: jnp.dtype 
     return jax.lax.dot_general(x, kernel, (dimensions, ((), ())), preferred_element_type=dtype)
 
 
+@jax.custom_vjp
+def look_up(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+    """Rows of a table, [batch, length, embed]; their gradients are summed in the table's dtype.
+
+    For TPU the sum goes by parts of the length: its compiler sorts a sum's tokens, and needs half a minute to compile a
+    sort of a million. Where the table's columns are split over chips, each adds up its own columns of all rows.
+    """
+    return table_VD[tokens_BL]
+
+
+def _look_up(table_VD, tokens_BL):
+    return table_VD[tokens_BL], (table_VD, tokens_BL)
+
+
+def _add_up(saved, grad_BLD):
+    table_VD, tokens_BL = saved
+    batch, length = tokens_BL.shape
+    parts = math.gcd(length, max(1, tokens_BL.size // SUMMED_TOKENS)) if platform() == "tpu" else 1
+    add = lambda sum_VD, part: (sum_VD.at[part[0]].add(part[1].astype(sum_VD.dtype)), None)  # noqa: E731
+    if parts == 1:
+        return add(jnp.zeros_like(table_VD), (tokens_BL, grad_BLD))[0], None
+    cut = lambda x: jnp.moveaxis(x.reshape(batch, parts, length // parts, *x.shape[2:]), 1, 0)  # noqa: E731
+    grad_PBCD = constrain(cut(grad_BLD), None, None, None, "embed")
+    return jax.lax.scan(add, jnp.zeros_like(table_VD), (cut(tokens_BL), grad_PBCD))[0], None
+
+
+look_up.defvjp(_look_up, _add_up)
+
+
 class Projection(nnx.Module):
     """A linear map over the last `inputs` dimensions: [..., *in] -> [..., *out], as one matrix product.
 
@@ -68,8 +99,12 @@ class Projection(nnx.Module):
         self.bias = param(jnp.zeros(shape_out, config.param_dtype), axes[self.inputs :]) if config.use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.inputs)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return self.apply(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def apply(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """The same map by a part of the kernel and of the bias."""
+        y = contract(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs)
+        return y if bias is None else y + bias.astype(self.dtype)
 
 
 class Norm(nnx.Module):

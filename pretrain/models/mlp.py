@@ -4,6 +4,7 @@ Axes: B batch · L length · D embed · F mlp.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -23,11 +24,42 @@ class Mlp(nnx.Module):
         )
         self.down = Projection((mlp,), (embed,), ("mlp", "embed"), config, rngs=rngs, scale=config.output_scale(mlp))
         self.activation = config.activation
+        self.chunks = config.mlp_chunks if mlp % config.mlp_chunks == 0 else 1
+        self.computes_again = config.remat in ("full", "offload")
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        activate = ACTIVATIONS[self.activation]
-        up_BLF = checkpoint_name(self.up(x_BLD), "up")
-        gate_BLF = None if self.gate is None else checkpoint_name(self.gate(x_BLD), "gate")
-        hidden_BLF = activate(up_BLF) if gate_BLF is None else activate(gate_BLF) * up_BLF
-        y_BLD = self.down(constrain(hidden_BLF, "batch", "length", "activation_mlp"))
-        return checkpoint_name(y_BLD, "mlp_out")
+        if self.chunks > 1:
+            return checkpoint_name(self._in_chunks(x_BLD), "mlp_out")
+        gate_BLF = None if self.gate is None else self.gate(x_BLD)
+        return checkpoint_name(self.down(self._hidden(self.up(x_BLD), gate_BLF)), "mlp_out")
+
+    def _hidden(self, up_BLF: jax.Array, gate_BLF: jax.Array | None = None) -> jax.Array:
+        up_BLF, activate = checkpoint_name(up_BLF, "up"), ACTIVATIONS[self.activation]
+        hidden_BLF = activate(up_BLF) if gate_BLF is None else activate(checkpoint_name(gate_BLF, "gate")) * up_BLF
+        return constrain(hidden_BLF, "batch", "length", "activation_mlp")
+
+    def _in_chunks(self, x_BLD: jax.Array) -> jax.Array:
+        """One part of the hidden values after the other, summed in float32.
+
+        Under full rematerialisation the backward pass makes each part again as well, so that only one part of the
+        hidden values, of the gathered matrices and of their gradients is there at a time.
+        """
+
+        def cut(values: jax.Array, axis: int, *axes: str) -> jax.Array:
+            """Part p of P holds values p, p + P ...: where they are split over chips, each chip has some of it."""
+            before, after = values.shape[:axis], values.shape[axis + 1 :]
+            return constrain(jnp.moveaxis(values.reshape(*before, -1, self.chunks, *after), axis + 1, 0), None, *axes)
+
+        into = [projection for projection in (self.up, self.gate) if projection is not None]
+        kernels = [cut(projection.kernel[...], 1, "embed", "mlp") for projection in into]
+        biases = [None if projection.bias is None else cut(projection.bias[...], 0, "mlp") for projection in into]
+
+        def add(y_BLD, part):
+            kernels, biases, down_FD = part
+            hidden_BLF = self._hidden(*(p.apply(x_BLD, k, b) for p, k, b in zip(into, kernels, biases, strict=True)))
+            return y_BLD + self.down.apply(hidden_BLF, down_FD, None).astype(jnp.float32), None
+
+        add = jax.checkpoint(add, prevent_cse=False) if self.computes_again else add
+        parts = kernels, biases, cut(self.down.kernel[...], 0, "mlp", "embed")
+        y_BLD = jax.lax.scan(add, jnp.zeros(x_BLD.shape, jnp.float32), parts)[0].astype(self.down.dtype)
+        return y_BLD if self.down.bias is None else y_BLD + self.down.bias[...].astype(self.down.dtype)

@@ -51,7 +51,7 @@ def rotary_tables(positions_BL: jax.Array, config: TransformerConfig) -> Rotary:
 def rotate(x_BLHQ: jax.Array, tables: Rotary) -> jax.Array:
     """Rotates pairs (i, i + head_dim / 2) of each head by its position's angle."""
     cos, sin = (t[:, :, None, :] for t in tables)
-    left, right = jnp.split(x_BLHQ.astype(jnp.float32), 2, axis=-1)
+    left, right = (half.astype(jnp.float32) for half in jnp.split(x_BLHQ, 2, axis=-1))
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_BLHQ.dtype)
 
 

@@ -16,7 +16,7 @@ from pretrain.models.attention import Cache, Sight, attention_mask
 from pretrain.models.config import TransformerConfig
 from pretrain.models.experts import Routing, moved_bias
 from pretrain.models.heads import HEADS, Ahead
-from pretrain.models.layers import Norm, Projection, compute_dtype, contract, param
+from pretrain.models.layers import Norm, Projection, compute_dtype, contract, look_up, param
 from pretrain.models.parted_logits import PartedLogits, Shape
 from pretrain.models.positions import sinusoids
 from pretrain.models.stack import Context, Stack
@@ -118,7 +118,7 @@ class Transformer(nnx.Module):
     def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array, types_BL: jax.Array | None = None) -> jax.Array:
         """What goes into the first layer, [batch, length, embed]."""
         config, dtype = self.config, compute_dtype(self.config)
-        x_BLD = self.embedding[...].astype(dtype)[tokens_BL]
+        x_BLD = look_up(self.embedding[...], tokens_BL).astype(dtype)
         if config.embedding_multiplier != 1:
             x_BLD = x_BLD * jnp.asarray(config.embedding_multiplier, dtype)
         if self.position_embedding is not None:

@@ -90,9 +90,21 @@ class Pod:
         """Whether libtpu can compile for it."""
         return self.kind in IS_TPU
 
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which of a slice's dimensions close to rings: all of whole cubes on v4 and v5p, 16 chips on v5e and v6e."""
+        if self.chip.dimensions == 3:
+            return (all(side % 4 == 0 for side in self.shape),) * 3
+        return (*(side == 16 for side in self.shape), False)
+
     def __str__(self) -> str:
         text = f"{self.kind}:{'x'.join(map(str, self.shape))}"
         return text if self.slices == 1 else f"{self.slices} x {text}"
+
+    def is_slow(self, devices: list[int]) -> bool:
+        """Whether these devices (places in the mesh, slices outermost) span slices, or hosts of GPUs."""
+        inside = self.chip.domain or self.slice_chips
+        return len({device // inside for device in devices}) > 1
 
     def bandwidth(self, devices: list[int]) -> float:
         """Bytes/s that a chip sends in a collective over these devices (places in the mesh, slices outermost).
@@ -100,9 +112,9 @@ class Pod:
         A group within a slice uses as many of the torus's dimensions as its size has of theirs; one that spans slices
         goes at the speed of the network between them.
         """
-        inside = self.chip.domain or self.slice_chips
-        if len({device // inside for device in devices}) > 1:
+        if self.is_slow(devices):
             return self.chip.slow_links
+        inside = self.chip.domain or self.slice_chips
         if self.chip.dimensions == 1 or len(devices) >= inside:
             return self.chip.links
         used, size = 0, 1

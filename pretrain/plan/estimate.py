@@ -3,7 +3,10 @@
 What a chip holds: its share of parameters, gradients and Adam's moments; what the remat policy keeps of each layer; the
 working set of one layer and of one part of the head. What it sends: fsdp gathers parameters twice and sums gradients
 once in bfloat16 for each microbatch; data sums gradients once; tensor moves hidden states four times a layer (Austin et
-al. 2025, "How to Scale Your Model"). Good to about a third: compare candidates with it, and compile what matters.
+al. 2025, "How to Scale Your Model"). Matrix products reach `REACHED` of the peak; then each value of a layer is written
+and read once a pass; fsdp, context and expert traffic runs beside this; tensor's and that between slices is waited for.
+Good to about a third in memory and, on TPUs, to 15 % in time (docs/scale.md): compare candidates with it, and compile
+what matters.
 """
 
 import dataclasses
@@ -12,11 +15,18 @@ import math
 from collections.abc import Iterator, Mapping
 
 from pretrain.models.config import MINIMAL, TransformerConfig
-from pretrain.models.flops import count_flops
+from pretrain.models.flops import Flops, count_flops
 from pretrain.plan.chips import Pod
 from pretrain.plan.shapes import count_parameters
 
 COMPUTE_BYTES, STATE_BYTES, GRADIENT_BYTES = 2, 12, 4  # bfloat16; float32 parameters and two moments; float32
+# Share of the peak that matrix products reach in a step: fits the 61.1 % MFU of MaxText's 16B, fully sharded and
+# rematerialised, on 256 chips of v5e (docs/scale.md).
+REACHED = 0.89
+ASSUMPTIONS = (
+    f"matrix products at {REACHED:.0%} of the chip's peak, then each value of a layer written and read once a pass",
+    "links at full speed: beside the products for fsdp, data, context and expert; tensor and slices are waited for",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +64,8 @@ class Estimate:
         state, saved, working: bytes of parameters, gradients and moments; kept for the backward pass; of one layer or
             one part of the head at work.
         model_flops, hardware_flops: of a step, without and with what is computed again.
-        compute_seconds, network_seconds: at the peak, and at the full speed of the links.
+        compute_seconds: of matrix products, at `REACHED` of the peak, and of the HBM.
+        beside_seconds, waited_seconds: of the network at the full speed of its links, beside the products and not.
     """
 
     state: float
@@ -63,7 +74,8 @@ class Estimate:
     model_flops: float
     hardware_flops: float
     compute_seconds: float
-    network_seconds: float
+    beside_seconds: float
+    waited_seconds: float
 
     @property
     def peak(self) -> float:
@@ -72,8 +84,8 @@ class Estimate:
 
     @property
     def step_seconds(self) -> float:
-        """The network beside the computation."""
-        return max(self.compute_seconds, self.network_seconds)
+        """Products with some of the network beside them, then the rest of it."""
+        return max(self.compute_seconds, self.beside_seconds) + self.waited_seconds
 
 
 def estimate(setting: Setting, pod: Pod) -> Estimate:
@@ -87,8 +99,9 @@ def estimate(setting: Setting, pod: Pod) -> Estimate:
     mlp = c.mlp_dim * (c.experts.top_k if c.experts else 1) / ways["tensor"]
     heads = c.num_heads * c.query_dim / ways["tensor"]
     matrices = 1 + c.is_gated
+    values = 8 * c.embed_dim + 4 * heads + (matrices + 1) * mlp  # of a token in a layer
     kept = {
-        "none": 8 * c.embed_dim + 4 * heads + (matrices + 1) * mlp,
+        "none": values,
         "minimal": c.embed_dim + heads + matrices * mlp,
         "named": c.embed_dim + heads * sum(name not in MINIMAL[1:] for name in c.remat_names) + matrices * mlp,
         "full": c.embed_dim,
@@ -99,41 +112,56 @@ def estimate(setting: Setting, pod: Pod) -> Estimate:
     part = c.vocab_size / c.vocab_chunks / ways["tensor"]
     head = tokens * part * 2 * 4 + c.embed_dim * part * (COMPUTE_BYTES + 4)
     flops = count_flops(c, setting.length)
-    again = {"none": 0, "minimal": flops.attention_projections, "named": flops.attention_projections}
-    repeated = again.get(c.remat, flops.forward - flops.head) + (flops.head if c.vocab_chunks > 1 else 0)
+    repeated = _repeated(c, flops)
     step_tokens = setting.batch_size * setting.length
     hardware = step_tokens * (flops.training + repeated)
+    passes = 3 + repeated / flops.forward
+    traffic = setting.microbatches * tokens * layers * values * passes * 2 * COMPUTE_BYTES
+    beside, waited = _network(setting, pod, counts.total, tokens, layers)
     return Estimate(
         state=counts.total * (STATE_BYTES + GRADIENT_BYTES + COMPUTE_BYTES) / shards,
         saved=layers * tokens * kept * COMPUTE_BYTES,
         working=max(working, head),
         model_flops=step_tokens * flops.training,
         hardware_flops=hardware,
-        compute_seconds=hardware / pod.chips / pod.peak_flops,
-        network_seconds=_network(setting, pod, counts.total, tokens, layers),
+        compute_seconds=hardware / pod.chips / pod.peak_flops / REACHED + traffic / pod.chip.memory_bandwidth,
+        beside_seconds=beside,
+        waited_seconds=waited,
     )
 
 
-def _network(setting: Setting, pod: Pod, parameters: int, tokens: float, layers: float) -> float:
-    """Seconds that one chip's links are busy in a step."""
+def _repeated(c: TransformerConfig, flops: Flops) -> float:
+    """FLOPs of a token that the backward pass does again."""
+    head = flops.head if c.vocab_chunks > 1 else 0
+    if c.remat == "none":
+        return head
+    if c.remat in ("full", "offload"):
+        return flops.forward - flops.head + head
+    saved = set(MINIMAL if c.remat == "minimal" else c.remat_names)
+    projections = 0 if {"query", "key", "value"} <= saved else flops.attention_projections
+    scores = 0 if "attention" in saved else flops.attention_scores
+    inputs = {"gate", "up"} if c.is_gated else {"up"}
+    return projections + scores + flops.mlp * len(inputs - saved) / (len(inputs) + 1) + head
+
+
+def _network(setting: Setting, pod: Pod, parameters: int, tokens: float, layers: float) -> tuple[float, float]:
+    """Seconds that one chip's links are busy in a step: beside matrix products, and while these wait."""
     ways, order = setting.ways, list(setting.ways)
 
-    def seconds(axis: str, sent: float) -> float:
-        if ways[axis] == 1:
-            return 0.0
+    def group(axis: str) -> list[int]:
         inner = math.prod(ways[a] for a in order[order.index(axis) + 1 :])
-        group = [place * inner for place in range(ways[axis])]
-        return sent * (ways[axis] - 1) / ways[axis] / pod.bandwidth(group)
+        return [place * inner for place in range(ways[axis])]
+
+    def seconds(axis: str, sent: float) -> float:
+        return sent * (ways[axis] - 1) / ways[axis] / pod.bandwidth(group(axis)) if ways[axis] > 1 else 0.0
 
     share = parameters / ways["tensor"] / ways["stage"] / ways["expert"] * COMPUTE_BYTES
-    hidden = tokens * setting.model.embed_dim * COMPUTE_BYTES
-    return (
-        seconds("fsdp", 3 * share * setting.microbatches)
-        + seconds("data", 2 * GRADIENT_BYTES * parameters / ways["fsdp"] / ways["tensor"] / ways["stage"])
-        + seconds("tensor", 8 * hidden * layers * setting.microbatches)
-        + seconds("context", 4 * hidden * layers * setting.microbatches)
-        + seconds("expert", 4 * hidden * layers * setting.microbatches)
-    )
+    hidden = tokens * setting.model.embed_dim * COMPUTE_BYTES * layers * setting.microbatches
+    replicas = seconds("data", 2 * GRADIENT_BYTES * parameters / ways["fsdp"] / ways["tensor"] / ways["stage"])
+    across = pod.is_slow(group("data"))
+    beside = seconds("fsdp", 3 * share * setting.microbatches) + seconds("context", 4 * hidden)
+    beside += seconds("expert", 4 * hidden) + (0.0 if across else replicas)
+    return beside, seconds("tensor", 8 * hidden) + (replicas if across else 0.0)
 
 
 def candidates(start: Setting, pod: Pod) -> Iterator[Setting]:

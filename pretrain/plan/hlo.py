@@ -136,6 +136,14 @@ class Program:
             for instruction in computation.values()
         ]
 
+    def pallas_kernels(self) -> dict[str, int]:
+        """How often each Pallas kernel runs, by its name."""
+        found: collections.Counter = collections.Counter()
+        for _, instruction, runs in self.instructions():
+            if instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
+                found[re.sub(r"[.\d]*$", "", instruction.name)] += round(runs)
+        return dict(found)
+
     def operands(self, computation: str, instruction: Instruction) -> list[tuple[Array, ...]]:
         """The arrays of each operand."""
         found = []

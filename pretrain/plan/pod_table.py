@@ -21,6 +21,7 @@ def pod_table(result: dict[str, Any]) -> str:
         *_buffers(result.get("buffers", [])),
         "",
         f"FLOPs a step: model {result['model_flops']:.4g}, hardware {result['hardware_flops']:.4g}",
+        *(f"Pallas kernel {name}: {count} times" for name, count in result.get("kernels", {}).items()),
         *_collectives(result.get("collectives", [])),
         "",
         f"step {result['step_seconds']:.3f} s at the roofline, MFU {result['mfu']:.1%}, "

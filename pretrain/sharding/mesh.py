@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-from pretrain.core.errors import check
+from pretrain.core.errors import UserError, check
 from pretrain.core.fields import check_fields
 from pretrain.sharding.rules import MESH_AXES
 
@@ -71,9 +71,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = config.shape(len(devices))
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
     ways = dict(zip(MESH_AXES, shape, strict=True))
+    if slices == 1:
+        try:
+            return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
+        except NotImplementedError as error:
+            raise UserError(
+                f"a mesh of {ways} does not lie in this slice of TPUs: each size must be a product of the slice's sides"
+            ) from error
     across = next((axis for axis in ("data", "stage", "fsdp") if ways[axis] % slices == 0), None)
     check(across is not None, f"{slices} slices need a multiple of {slices} ways of data, stage or fsdp; got {ways}")
     outer = [slices if axis == across else 1 for axis in MESH_AXES]

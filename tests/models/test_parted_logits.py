@@ -9,6 +9,8 @@ import pytest
 from tiny import CONFIG
 
 from pretrain.core.errors import UserError
+from pretrain.core.platform import traced_for
+from pretrain.models.layers import look_up
 from pretrain.models.parted_logits import PartedLogits, Shape
 from pretrain.objectives.losses import read_logits
 
@@ -50,6 +52,20 @@ def test_whole_logits_are_never_made():
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).compile().as_text()
     assert f"f32[{B},{L},6]" in program
     assert f"f32[{B},{L},{V}]" not in program and f"f32[{B},{L},24]" not in program
+
+
+def test_gradients_of_a_table_are_summed_in_its_dtype_part_by_part(monkeypatch):
+    table = jnp.zeros((7, 4), jnp.float32)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 12)))
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 12, 4)), jnp.float32)
+    gradient = lambda t: jax.grad(lambda t: jnp.sum(look_up(t, tokens) * weights))(t)  # noqa: E731
+    expected = np.zeros((7, 4))
+    np.add.at(expected, np.asarray(tokens), np.asarray(weights))
+    np.testing.assert_allclose(gradient(table), expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr("pretrain.models.layers.SUMMED_TOKENS", 8)
+    with traced_for("tpu"):
+        assert "scan" in str(jax.make_jaxpr(gradient)(table))
+        np.testing.assert_allclose(gradient(table), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_extreme_logit_does_not_overflow():

@@ -178,6 +178,8 @@ SAME_NUMBERS = {
     "remat full": ({"remat": "full"}, {}),
     "remat named": ({"remat": "named", "remat_names": ("query", "mlp_out")}, {}),
     "vocabulary in 3 chunks": ({"vocab_chunks": 3}, {}),
+    "MLP in 2 chunks": ({"mlp_chunks": 2}, {}),
+    "MLP in 4 chunks, made again": ({"mlp_chunks": 4, "remat": "full"}, {}),
     "head in 4 chunks": ({}, {"head_chunks": 4}),
     "all at once": ({"remat": "full", "scan_unroll": -1, "vocab_chunks": 2}, {"head_chunks": 16, "microbatches": 2}),
 }

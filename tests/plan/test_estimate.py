@@ -10,7 +10,7 @@ from pretrain.core import config as gin_config
 from pretrain.core.errors import UserError
 from pretrain.experiment import Experiment
 from pretrain.main import main
-from pretrain.models.config import TransformerConfig
+from pretrain.models.config import REMAT_NAMES, TransformerConfig
 from pretrain.plan.chips import parse_pod
 from pretrain.plan.estimate import Setting, candidates, changes_that_fit, estimate
 
@@ -31,7 +31,7 @@ def test_what_is_known_by_arithmetic():
     assert guess.saved == 32 * 2 * 8192 * 4096 * 2  # 32 layers' inputs of 2 sequences, bfloat16: 4 GiB
     assert guess.state == pytest.approx(8.03e9 * 18 / 64, rel=0.01)
     assert guess.hardware_flops / guess.model_flops == pytest.approx(4 / 3, rel=0.02)  # full rematerialisation
-    assert guess.step_seconds == max(guess.compute_seconds, guess.network_seconds)
+    assert guess.step_seconds == guess.compute_seconds > guess.beside_seconds > guess.waited_seconds == 0
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,21 @@ def test_remat_trades_memory_for_flops(change, smaller):
 def test_replicas_between_slices_are_slower_than_within():
     setting = llama(data=2, fsdp=32)
     near, far = parse_pod("v5p:4x4x4"), parse_pod("v5p:4x4x2", 2)
-    assert estimate(setting, far).network_seconds > estimate(setting, near).network_seconds
+    assert estimate(setting, near).waited_seconds == 0
+    assert estimate(setting, far).waited_seconds > estimate(setting, near).beside_seconds
+
+
+def test_what_is_saved_is_not_computed_again():
+    plain = estimate(llama(), POD)
+    saved = dataclasses.replace(llama().model, remat="named", remat_names=REMAT_NAMES)
+    guess = estimate(dataclasses.replace(llama(), model=dataclasses.replace(saved, vocab_chunks=1)), POD)
+    assert guess.hardware_flops == guess.model_flops < plain.hardware_flops
+
+
+def test_tensor_parallelism_waits_for_its_network():
+    split = llama(fsdp=16, tensor=4)
+    hidden = 128 * 8192 * 4096 * 2 * 32 / 16  # bytes of hidden states in all layers, of one row of the mesh
+    assert estimate(split, POD).waited_seconds == pytest.approx(8 * hidden * 3 / 4 / (POD.chip.links / 3))
 
 
 def test_candidates_fill_the_pod_and_divide_the_batch():
@@ -79,6 +93,15 @@ def test_bandwidth_by_what_a_group_spans():
     assert pod.bandwidth(list(range(4))) == pod.chip.links / 3
     assert pod.bandwidth([0, 64]) == pod.chip.slow_links
     assert parse_pod("h100:16").bandwidth(list(range(16))) == parse_pod("h100:16").chip.slow_links
+
+
+@pytest.mark.parametrize(
+    ("text", "wraps"),
+    [("v5p:4x4x8", (True,) * 3), ("v5p:2x4x4", (False,) * 3), ("v5e:8x16", (False, True, False)),
+     ("v6e:16x16", (True, True, False))],
+)  # fmt: skip
+def test_dimensions_that_close_to_rings(text, wraps):
+    assert parse_pod(text).wraps == wraps
 
 
 @pytest.mark.parametrize("text", ["v5p", "v5p:4x4", "v5e:4x4x4", "v9:2x2", "v5p:0x1x1", "h100:x"])

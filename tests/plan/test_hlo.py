@@ -177,6 +177,7 @@ custom_call_target="tpu_custom_call", operand_layout_constraints={{s8[1,2,2]{{2,
 bf16[2,2,256,64]{{3,2,1,0}}, bf16[2,2,256,64]{{3,2,1,0}}, s32[256,128]{{1,0}}}}
 }}
 """
+    assert Program(text).pallas_kernels() == {f"splash_mha_{name}_segmented": 1}
     causal = roofline(Program(text), [], POD).hardware_flops / POD.chips
     assert causal == products * 2 * 2 * 8 * 256 * 256 * 64 / 2
     full = text.replace(", s32[256,128]{1,0}", "")
