@@ -52,7 +52,7 @@ class WorldModel(nnx.Module):
         self.config, self.shape = config, shape
         embed, features = (config.embed_dim,), 1 + 2 * OCTAVES
         into = lambda size: Projection((size,), embed, (None, "embed"), config, rngs=rngs)  # noqa: E731
-        out_of = lambda size: Projection(embed, (size,), ("embed", None), config, rngs=rngs, scale=0.02)  # noqa: E731
+        out_of = lambda size: Projection(embed, (size,), ("embed", None), config, rngs=rngs, scale=0.0)  # noqa: E731
         places = 0.02 * jax.random.normal(rngs.params(), (shape.patches + 1, config.embed_dim), config.param_dtype)
         self.places = param(places, (None, "embed"))  # of the patches; the last is the state's
         self.codes = PatchCodes(config, shape.patch_values, shape.levels, rngs=rngs) if shape.levels else None
