@@ -124,12 +124,15 @@ def _kernel_flops(instruction: Instruction) -> float:
     constraints = re.search(r"operand_layout_constraints=\{(.*)\}\}?", instruction.attributes)
     if not found or not constraints:
         return 0
-    shapes = [_numbers(sizes) for sizes in re.findall(r"\w+\[([\d,]*)\]\{", constraints[1])]
-    queries, keys = [shape for shape in shapes if len(shape) == 4][:2]
-    pairs = queries[2] * keys[2]
-    masked = [shape for shape in shapes if len(shape) == 2]  # the places of queries, which only a causal mask needs
-    share = 0.5 if masked else 1.0
-    return SPLASH_PRODUCTS[found[1]] * 2 * queries[0] * queries[1] * pairs * queries[3] * share
+    arrays_in = re.findall(r"(\w+)\[([\d,]*)\]\{", constraints[1])
+    shapes = [(dtype, _numbers(sizes)) for dtype, sizes in arrays_in]
+    # [batch, heads, length, head dim] each; XLA may drop a batch of one row.
+    queries, keys = [shape for dtype, shape in shapes if dtype in ("bf16", "f32") and len(shape) > 2][:2]
+    pairs = math.prod(queries[:-2]) * queries[-2] * keys[-2]
+    # Places of queries come with a causal mask alone; of one row, the two arrays of segments have two dimensions too.
+    flat = sum(len(shape) == 2 for _, shape in shapes)
+    is_causal = flat > (2 if len(queries) == 3 else 0)
+    return SPLASH_PRODUCTS[found[1]] * 2 * pairs * queries[-1] * (0.5 if is_causal else 1.0)
 
 
 def _traffic(program: Program, computation: str, instruction: Instruction) -> float:

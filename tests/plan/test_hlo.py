@@ -182,3 +182,17 @@ bf16[2,2,256,64]{{3,2,1,0}}, bf16[2,2,256,64]{{3,2,1,0}}, s32[256,128]{{1,0}}}}
     assert causal == products * 2 * 2 * 8 * 256 * 256 * 64 / 2
     full = text.replace(", s32[256,128]{1,0}", "")
     assert roofline(Program(full), [], POD).hardware_flops / POD.chips == 2 * causal
+
+
+@pytest.mark.parametrize(("places", "share"), [(", s32[256,128]{1,0}", 0.5), ("", 1.0)])
+def test_flash_attention_of_one_row_whose_batch_is_dropped(places, share):
+    text = f"""
+ENTRY %main (q: bf16[8,256,64]) -> bf16[8,256,64] {{
+  %q = bf16[8,256,64]{{2,1,0}} parameter(0)
+  ROOT %splash_mha_fwd_segmented.1 = bf16[8,256,64]{{2,1,0}} custom-call(%q, %q, %q), \
+custom_call_target="tpu_custom_call", operand_layout_constraints={{s8[1,2,2]{{2,1,0}}, bf16[8,256,64]{{2,1,0}}, \
+bf16[2,256,64]{{2,1,0}}, bf16[2,256,64]{{2,1,0}}, s32[256,128]{{1,0}}, s32[8,256]{{1,0}}{places}}}
+}}
+"""
+    flops = roofline(Program(text), [], POD).hardware_flops / POD.chips
+    assert flops == share * 2 * 2 * 8 * 256 * 256 * 64
