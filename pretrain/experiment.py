@@ -37,6 +37,7 @@ from pretrain.data.inspect_page import batch_page
 from pretrain.data.loader import Loader, LoaderConfig, make_loader
 from pretrain.data.training_data import TrainingData, recorded_position
 from pretrain.evaluate.generation import Generation, generate
+from pretrain.evaluate.matching import Matching
 from pretrain.evaluate.perplexity import Perplexity
 from pretrain.evaluation import score_objective, score_text
 from pretrain.models.build import build_model
@@ -44,6 +45,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.base import Objective, check_architecture, import_objectives
 from pretrain.objectives.causal import Causal
+from pretrain.pairs import score_pairs
 from pretrain.plan.costs import Costs
 from pretrain.plan.planner import ratio_warning
 from pretrain.plan.sweep import Sweep
@@ -59,13 +61,13 @@ from pretrain.training import TRAINER_CONFIGS, build_trainer, check_layout
 # What a run may change when it goes on: everything else decides the numbers. Documented in docs/configuration.md.
 MAY_CHANGE = (
     "MeshConfig.", "Parallelism.", "LoaderConfig.", "MixtureConfig.", "Checkpointing.", "Training.log_every",
-    "Training.eval_every", "Training.eval_batches", "Generation.", "Perplexity.", "Sweep.", "Costs.", "Supervision.",
-    "Recovery.", "Detector.", "Statistics.",
+    "Training.eval_every", "Training.eval_batches", "Generation.", "Perplexity.", "Matching.", "Sweep.", "Costs.",
+    "Supervision.", "Recovery.", "Detector.", "Statistics.",
 )  # fmt: skip
 
 CONFIGS = (
-    Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, *TRAINER_CONFIGS, Perplexity, Generation, Sweep,
-    Costs,
+    Recipe, CacheConfig, LoaderConfig, MeshConfig, TransformerConfig, *TRAINER_CONFIGS, Perplexity, Generation,
+    Matching, Sweep, Costs,
 )  # fmt: skip
 import_objectives()
 DATA_RECORD = "data.json"  # in the workdir: the plan that training reads, with the phases of its mixture
@@ -194,6 +196,7 @@ class Experiment:
             batches = (batch for _, batch in loader.iterate())
             spec = self.task.batch_spec(training.batch_size, training.sequence_length)
             scores = score_objective(builder.evaluate, spec, params, self.mesh, batches)
+            scores |= score_pairs(self.model, params, self.task, self.mesh, self.data, self.tokenizer)
         result = {"step": step, "objective": type(self.objective).__name__, **scores}
         processes.first_alone(write_json, path, result)
         return result
@@ -341,7 +344,7 @@ class Experiment:
         training, stored = self.training, read_info(self.data / "cache")["sources"].values()
         tokens = training.steps * training.batch_size * training.sequence_length
         unique = sum(splits.get("train", {}).get("tokens", 0) for splits in stored)
-        warning = ratio_warning(size(self.model.shapes), tokens, unique or None)
+        warning = not self.objective.whole_records and ratio_warning(size(self.model.shapes), tokens, unique or None)
         if warning:
             say(f"train: {warning}")
 

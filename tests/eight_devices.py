@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import conformance
+import contrastive_cases
 import jax
 import numpy as np
 from tiny import CONFIG, model
@@ -171,5 +172,10 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     assert CONFIG.compute_dtype == "float32"
     folder = pathlib.Path(sys.argv[1])
-    report = {"objectives": objectives(), "looks": looks(), "layouts": layouts()}
+    report = {
+        "contrastive": contrastive_cases.differences(),
+        "objectives": objectives(),
+        "looks": looks(),
+        "layouts": layouts(),
+    }
     print(json.dumps({**report, "checkpoints": checkpoints(folder), "chain": chain(folder)}))

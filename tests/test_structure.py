@@ -16,7 +16,7 @@ LAYERS = [
     {"models", "objectives", "optim", "data", "curate"},
     {"train"},
     {"evaluate", "adapt", "interop", "plan", "report"},
-    {"evaluation", "training", "supervise"},
+    {"evaluation", "pairs", "training", "supervise"},
     {"experiment"},
     {"commands", "emergence", "ahead_of_time"},
     {"pod"},

@@ -3,6 +3,7 @@
 An input is a path, a glob or a folder, whose files are read by their extension, or one of these:
 
     python                 the text that ships with Python (`python_library.py`)
+    glyphs[:FACES]         pictures and names of the characters in matplotlib's fonts (`glyphs.py`)
     code:PATH              folders and archives, each a repository (`source_code.py`)
     books:PATH             e-texts of any charset, each a book (`books.py`)
     tfds:NAME:SPLIT        a prepared TensorFlow data set (`registered.py`)
@@ -16,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from pretrain.curate import books, digits, pusht, python_library, readers, registered, source_code
+from pretrain.curate import books, digits, glyphs, pusht, python_library, readers, registered, source_code, webdataset
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -44,14 +45,16 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     pusht.FORMAT: pusht.read_episodes,
     digits.FORMAT: digits.read_part,
     PYTHON: lambda file, fields: python_library.read_module(file),
+    glyphs.FORMAT: lambda file, fields: glyphs.read_face(file),
+    webdataset.FORMAT: webdataset.read_shard,
 }
-NOT_PATHS = {PYTHON, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT}
+NOT_PATHS = {PYTHON, glyphs.FORMAT, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT}
 
 
 def split_format(given: str) -> tuple[str | None, str]:
     """ "books:e/*.txt" → ("books", "e/*.txt"); the format is None where none is named ("gs://x", "e/*.txt")."""
-    if given == PYTHON:
-        return PYTHON, ""
+    if given in (PYTHON, glyphs.FORMAT):
+        return given, ""
     prefix = re.match(r"([a-z]+):(?!//)", given)
     if prefix and prefix[1] in READERS:
         return prefix[1], given[prefix.end() :]
@@ -72,6 +75,8 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
     format_, pattern = split_format(given)
     if format_ == PYTHON:
         return python_library.find_modules(), Counter()
+    if format_ == glyphs.FORMAT:
+        return glyphs.find_faces(pattern, source), Counter()
     if format_ in (registered.TFDS, registered.SEQIO):
         return registered.find_splits(format_, pattern, source, modules), Counter()
     if format_ == digits.FORMAT:

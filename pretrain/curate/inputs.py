@@ -30,6 +30,7 @@ FORMATS = {
     ".parquet": "parquet",
     ".warc": "warc",
     ".wet": "warc",
+    ".tar": "webdataset",
 }
 # Real text compresses up to about 100 times, and gzip can do no better than 1,032; what expands more is no corpus.
 MAX_EXPANSION = 1_000

@@ -29,6 +29,29 @@ def stored_tokens(cache_dir: os.PathLike | str, split: str) -> Iterator[np.ndarr
                     yield np.frombuffer(record, dtype).astype(np.int32)
 
 
+def stored_examples(cache_dir: os.PathLike | str, source: str, split: str) -> Iterator[dict[str, np.ndarray]]:
+    """The features of each record of a source and split, text as int32, in the cache's order.
+
+    Raises:
+        UserError: there is no such source or split.
+    """
+    info = read_info(cache_dir)
+    splits = info["sources"].get(source, {})
+    check(split in splits, f"the cache has no {source}/{split}; its sources are {', '.join(info['sources'])}")
+    table = [Feature.from_json(feature) for feature in info["features"]]
+    shards = Shards(storage.inside(cache_dir, source) / split, splits[split]["shards"])
+    for start in range(0, len(shards), RECORDS_AT_ONCE):
+        numbers = np.arange(start, min(start + RECORDS_AT_ONCE, len(shards)))
+        for record, lengths in zip(shards.read(numbers), shards.index.lengths[numbers].tolist(), strict=True):
+            example, offset = {}, 0
+            for feature, length in zip(table, lengths, strict=True):
+                end = offset + length * feature.item_bytes
+                values = np.frombuffer(record[offset:end], little_endian(feature.dtype)).reshape(length, *feature.shape)
+                example[feature.name] = values.astype(np.int32) if feature.is_text else values
+                offset = end
+            yield example
+
+
 def texts(cache_dir: os.PathLike | str, corpus_dir: os.PathLike | str, split: str) -> Iterator[str]:
     """The text of each document of a split: as curated, or, of a seqio mixture, as its tokens decode."""
     if read_info(cache_dir)["corpus"] is not None:

@@ -1,7 +1,7 @@
 """The model that a configuration and an objective ask for together."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,17 @@ from pretrain.models.diffusion import DiffusionTransformer
 from pretrain.models.functional import FunctionalModel
 from pretrain.models.layers import param
 from pretrain.models.transformer import Transformer
+from pretrain.models.vision import TwoTowers, VisionEncoder
 from pretrain.models.world import WorldModel
 
-PLAIN = ModelNeeds(architectures=("decoder", "encoder", "encoder_decoder", "embeddings"))
+PLAIN = ModelNeeds(architectures=("decoder", "encoder", "encoder_decoder", "embeddings", "vision", "two_towers"))
 
 
 class WordVectors(nnx.Module):
     """Two tables of vectors, of words and of their contexts (Mikolov et al. 2013); contexts start at 0."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, heads: Sequence[str] = ()):
+        check(not heads, "word vectors have no heads")
         check(config.vocab_size is not None, "TransformerConfig.vocab_size is not set")
         shape = (config.vocab_size, config.embed_dim)
         words = jax.random.uniform(rngs.params(), shape, config.param_dtype, -0.5, 0.5) / config.embed_dim
@@ -49,14 +51,22 @@ class Replacer(nnx.Module):
             setattr(self.generator, name, getattr(self.discriminator, name))
 
 
+# Architectures beside the Transformer of text.
+OTHERS: dict[str, Callable[..., nnx.Module]] = {
+    "embeddings": WordVectors,
+    "vision": VisionEncoder,
+    "two_towers": TwoTowers,
+}
+
+
 def build_model(config: TransformerConfig, needs: ModelNeeds = PLAIN) -> FunctionalModel:
     """The model as pure functions, with the heads that an objective needs."""
     return FunctionalModel(lambda rngs: BACKBONES[needs.backbone](config, needs, rngs))
 
 
-def _language_model(config: TransformerConfig, needs: ModelNeeds, rngs: nnx.Rngs) -> nnx.Module:
-    if config.architecture == "embeddings":
-        return WordVectors(config, rngs=rngs)
+def _transformer(config: TransformerConfig, needs: ModelNeeds, rngs: nnx.Rngs) -> nnx.Module:
+    if config.architecture in OTHERS:
+        return OTHERS[config.architecture](config, rngs=rngs, heads=needs.heads)
     if needs.generator:
         return Replacer(config, rngs=rngs, size=needs.generator)
     return Transformer(config, rngs=rngs, heads=needs.heads, ahead=needs.ahead)
@@ -64,7 +74,7 @@ def _language_model(config: TransformerConfig, needs: ModelNeeds, rngs: nnx.Rngs
 
 # what an objective may name in `ModelNeeds.backbone`
 BACKBONES: dict[str, Callable[[TransformerConfig, ModelNeeds, nnx.Rngs], nnx.Module]] = {
-    "transformer": _language_model,
+    "transformer": _transformer,
     "diffusion": lambda config, needs, rngs: DiffusionTransformer(config, needs.shape, rngs=rngs),
     "world": lambda config, needs, rngs: WorldModel(config, needs.shape, rngs=rngs),
 }

@@ -1,6 +1,7 @@
 """What a Transformer is made of: one frozen config for the whole family; every choice is a gin binding.
 
-Long choices have a config of their own: `RopeScaling` (longer contexts), `Experts` (mixture of experts).
+Long choices have a config of their own: `RopeScaling` (longer contexts), `Experts` (mixture of experts), `Vision` (an
+encoder of pictures), `Towers` (one of pictures beside one of text).
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import gin
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
+from pretrain.models.vision_config import Towers, Vision
 
 REMAT_NAMES = ("query", "key", "value", "attention", "attention_out", "gate", "up", "mlp_out")
 MINIMAL = ("attention", "gate", "up")
@@ -100,8 +102,8 @@ class TransformerConfig:
     """Shape and choices of a Transformer.
 
     Attributes:
-        architecture: "decoder" (GPT), "encoder" (BERT), "encoder_decoder" (T5), or "embeddings" (word vectors: no
-            layers at all).
+        architecture: "decoder" (GPT), "encoder" (BERT), "encoder_decoder" (T5), "embeddings" (word vectors: no layers
+            at all), "vision" (an encoder of pictures) or "two_towers" (one of pictures beside one of text).
         vocab_size: rows of the embedding; None takes the tokenizer's size, rounded up to a multiple of 128.
         num_layers, embed_dim, num_heads, mlp_dim: the usual sizes.
         encoder_layers: layers of an encoder-decoder's encoder; None = num_layers.
@@ -122,8 +124,8 @@ class TransformerConfig:
         relative_buckets, relative_distance: T5's buckets, and the distance from which on all share the last.
         sliding_window: how many tokens back (and ahead, in an encoder) a token looks; None for all.
         global_every: with a sliding window, every n-th layer looks at all (Gemma 2); 0 for no layer.
-        activation: "swiglu", "geglu" (Shazeer 2020; three matrices), "gelu" (its tanh form), "gelu_erf", "relu" or
-            "relu2" (two).
+        activation: "swiglu", "geglu" (Shazeer 2020; three matrices), "gelu" (its tanh form), "gelu_erf", "quick_gelu"
+            (CLIP), "relu" or "relu2" (two).
         use_bias: biases in projections and LayerNorm.
         tie_embeddings: the output head is the transposed embedding.
         embedding_multiplier, logit_multiplier: factors on embeddings (Gemma) and on logits (T5: embed_dim ** -0.5).
@@ -133,6 +135,8 @@ class TransformerConfig:
         attention_softcap: as `logit_softcap`, on attention scores.
         attention_sinks: a learned score of each head for looking at nothing (gpt-oss).
         experts: a mixture of experts in place of the MLP; None for none.
+        vision: the encoder of pictures; None for none.
+        towers: how it and the text tower meet.
         init_scale: standard deviation of matrices; None = 1/sqrt(fan in). Output projections are divided by
             sqrt(2 * num_layers) (GPT-2, section 2.3).
         parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
@@ -152,7 +156,7 @@ class TransformerConfig:
             dtype.
     """
 
-    architecture: Literal["decoder", "encoder", "encoder_decoder", "embeddings"] = "decoder"
+    architecture: Literal["decoder", "encoder", "encoder_decoder", "embeddings", "vision", "two_towers"] = "decoder"
     vocab_size: int | None = None
     num_layers: int = 4
     embed_dim: int = 256
@@ -175,7 +179,7 @@ class TransformerConfig:
     relative_distance: int = 128
     sliding_window: int | None = None
     global_every: int = 0
-    activation: Literal["swiglu", "geglu", "gelu", "gelu_erf", "relu", "relu2"] = "swiglu"
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_erf", "quick_gelu", "relu", "relu2"] = "swiglu"
     use_bias: bool = False
     tie_embeddings: bool = True
     embedding_multiplier: float = 1.0
@@ -186,6 +190,8 @@ class TransformerConfig:
     attention_softcap: float | None = None
     attention_sinks: bool = False
     experts: Experts | None = None
+    vision: Vision | None = None
+    towers: Towers = dataclasses.field(default_factory=Towers)
     init_scale: float | None = None
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     base_embed_dim: int = 128
@@ -240,6 +246,10 @@ class TransformerConfig:
             self.experts is None or self.experts.dense_layers < self.num_layers,
             f"Experts.dense_layers must leave a layer of the {self.num_layers} to the experts",
         )
+        check(
+            self.vision is not None or self.architecture not in ("vision", "two_towers"),
+            f"architecture = {self.architecture!r} needs TransformerConfig.vision = @Vision()",
+        )
 
     @property
     def num_kv_heads(self) -> int:
@@ -280,6 +290,19 @@ class TransformerConfig:
     def is_gated(self) -> bool:
         """Whether the MLP has a gate, hence three matrices."""
         return self.activation in ("swiglu", "geglu")
+
+    @property
+    def image_encoder(self) -> "TransformerConfig":
+        """The Transformer that `vision` makes of this one."""
+        v = self.vision
+        sizes = {name: getattr(v, name) or getattr(self, name) for name in ("num_layers", "mlp_dim")}
+        if v.embed_dim or v.num_heads:
+            sizes |= {"embed_dim": v.embed_dim or self.embed_dim, "num_heads": v.num_heads or self.num_heads}
+            sizes |= {"kv_heads": None, "head_dim": None}
+        return dataclasses.replace(
+            self, architecture="encoder", positions="none", rope_scaling=None, sliding_window=None, global_every=0,
+            experts=None, token_types=0, max_length=v.length, **sizes,
+        )  # fmt: skip
 
     def with_vocab(self, vocab_size: int) -> "TransformerConfig":
         """This config with a vocabulary of at least `vocab_size`, padded so that it splits evenly over devices."""

@@ -15,7 +15,8 @@ class Flops:
     """Forward FLOPs of one token of the input.
 
     Attributes:
-        attention_projections, attention_scores, mlp, head: matrix products of these parts.
+        attention_projections, attention_scores, mlp, head: matrix products of these parts; of pictures, `head` is the
+            embedding of patches.
     """
 
     attention_projections: int
@@ -54,6 +55,8 @@ def count_flops(config: TransformerConfig, length: int, targets: int | None = No
     # Sums over a sequence; a score and its use are 2 q multiply-adds a pair of query and key.
     if c.architecture == "embeddings":
         return Flops(0, 0, 0, 2 * c.embed_dim)
+    if c.architecture in ("vision", "two_towers"):
+        return _with_pictures(c, length)
     if c.architecture == "encoder_decoder":
         encoder = c.encoder_layers or c.num_layers
         projections = encoder * project(length, length)
@@ -66,6 +69,18 @@ def count_flops(config: TransformerConfig, length: int, targets: int | None = No
         mlp = _mlp(c, c.num_layers) * length
     head = 2 * c.embed_dim * c.vocab_size * targets
     return Flops(*(part // length for part in (projections, scores, mlp, head)))
+
+
+def _with_pictures(c: TransformerConfig, length: int) -> Flops:
+    """Of a picture, and of a text of `length` tokens beside it in two towers, shared out over `length` tokens."""
+    trunk, v = dataclasses.replace(c.image_encoder, vocab_size=1), c.vision
+    parts = [(count_flops(trunk, v.length), v.length)]
+    if c.architecture == "two_towers":
+        text = "decoder" if c.towers.causal_text else "encoder"
+        parts.append((count_flops(dataclasses.replace(c, architecture=text, vocab_size=1), length), length))
+    names = ("attention_projections", "attention_scores", "mlp")
+    sums = [sum(getattr(flops, name) * tokens for flops, tokens in parts) // length for name in names]
+    return Flops(*sums, 2 * v.patch_size**2 * v.channels * trunk.embed_dim * v.grid**2 // length)
 
 
 def _mlp(c: TransformerConfig, layers: int) -> int:

@@ -80,6 +80,7 @@ class Projection(nnx.Module):
         shape_in, shape_out: dimensions contracted and produced, e.g. (embed,) -> (heads, head_dim).
         axes: logical axes of the kernel, inputs first.
         scale: standard deviation of the initial kernel; None = 1/sqrt(product of shape_in).
+        bias: None for what the config says.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class Projection(nnx.Module):
         *,
         rngs: nnx.Rngs,
         scale: float | None = None,
+        bias: bool | None = None,
     ):
         self.inputs, self.dtype = len(shape_in), compute_dtype(config)
         scale = 1 / math.sqrt(math.prod(shape_in)) if scale is None else scale
         shape = (*shape_in, *shape_out)
         self.kernel = param(scale * jax.random.normal(rngs.params(), shape, config.param_dtype), axes)
-        self.bias = param(jnp.zeros(shape_out, config.param_dtype), axes[self.inputs :]) if config.use_bias else None
+        has_bias = config.use_bias if bias is None else bias
+        self.bias = param(jnp.zeros(shape_out, config.param_dtype), axes[self.inputs :]) if has_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.apply(x, self.kernel[...], None if self.bias is None else self.bias[...])
@@ -131,6 +134,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "geglu": jax.nn.gelu,
     "gelu": jax.nn.gelu,
     "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }

@@ -84,6 +84,7 @@ class Transformer(nnx.Module):
         causal: bool = True,
         prefix_BL: jax.Array | None = None,
         types_BL: jax.Array | None = None,
+        factors_BLD: jax.Array | None = None,
     ) -> Output:
         """Hidden states before the head, [batch, length, embed] in the compute dtype, of the only stack.
 
@@ -92,10 +93,13 @@ class Transformer(nnx.Module):
             causal: no token looks ahead in its segment, but at a prefix.
             prefix_BL: bool, tokens that all of their segment may look at.
             types_BL: int32, rows of the table of segment types.
+            factors_BLD: what embeddings are multiplied by (dropout).
         """
         stack = self.encoder if self.decoder is None else self.decoder
         context = self._context(stack, segment_ids_BL, positions_BL, causal=causal, prefix_BL=prefix_BL)
-        hidden_BLD, _, routing = stack(self.embed(tokens_BL, positions_BL, types_BL), context)
+        x_BLD = self.embed(tokens_BL, positions_BL, types_BL)
+        x_BLD = x_BLD if factors_BLD is None else x_BLD * factors_BLD.astype(x_BLD.dtype)
+        hidden_BLD, _, routing = stack(x_BLD, context)
         return Output(hidden_BLD, *self._router_terms(routing, context.valid_BL))
 
     def encode_decode(self, inputs: Tokens, targets: Tokens) -> Output:

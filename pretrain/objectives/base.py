@@ -25,6 +25,9 @@ class Objective(abc.ABC):
     features: tuple[str, ...] = ("tokens",)
     #: whether a record goes into a row as a whole, however long; others are cut into pieces that fit.
     whole_records: bool = False
+    #: whether an example's loss depends on other rows of the batch. Accumulation then goes by cached representations
+    #: (`train.coupled`): head's outputs must be arrays [batch, ...], and loss a function of them and the batch alone.
+    couples_batch: bool = False
     #: whether `finish` draws random numbers.
     random_finish: bool = True
     #: what the model must be; may depend on the objective's fields.

@@ -1,6 +1,7 @@
 """Optimizers from optax, with clipping and weight decay on matrices only."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gin
@@ -9,6 +10,7 @@ import optax
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
+from pretrain.core.trees import map_named
 from pretrain.optim.averaging import keep_average
 from pretrain.optim.clipping import AdaGC, ZClip
 from pretrain.optim.compact import Storage, compact
@@ -29,6 +31,7 @@ class Optimizer:
         clipping: `@AdaGC()` or `@ZClip()` in place of `clip_norm`; None for `clip_norm`.
         average: decay of an average of the weights, kept beside them in the state and in checkpoints (0.999 to 0.9999
             for diffusion); None keeps none.
+        frozen: beginnings of the names of parameters that stay as they are, e.g. ("image/",).
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -40,6 +43,7 @@ class Optimizer:
     clipping: AdaGC | ZClip | None = None
     average: float | None = None
     state: Storage = "float32"
+    frozen: Sequence[str] = ()
 
     def __post_init__(self):
         check_fields(self)
@@ -82,6 +86,10 @@ def build_optimizer(
         transforms.insert(0, config.clipping.transform())
     elif config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.frozen:
+        still = map_named(lambda name, _: name.startswith(tuple(config.frozen)), decayed)
+        check(any(jax.tree.leaves(still)), f"Optimizer.frozen: no parameter's name begins with {config.frozen}")
+        transforms.append(optax.masked(optax.set_to_zero(), still))
     if config.average is not None:
         transforms.append(keep_average(config.average))
     return optax.chain(*transforms), learning_rate

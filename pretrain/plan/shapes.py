@@ -35,7 +35,7 @@ class Parameters:
         return self.embedding + self.attention + self.mlp + self.norms
 
 
-TABLES = {"embedding", "position_embedding", "type_embedding", "unembedding", "words", "contexts"}
+TABLES = {"embedding", "position_embedding", "type_embedding", "unembedding", "words", "contexts", "class_token"}
 
 
 def count_parts(shapes: Mapping[str, Any], config: TransformerConfig) -> dict[str, int]:
@@ -51,7 +51,7 @@ def count_parts(shapes: Mapping[str, Any], config: TransformerConfig) -> dict[st
         *folders, last = name.split("/")
         if any(folder.endswith("norm") for folder in folders):
             part = "norms"
-        elif last in TABLES:
+        elif last in TABLES or "patch_embedding" in folders:
             part = "embedding"
         else:
             part = next((part for part in ("attention", "cross", "mlp") if part in folders), "heads")

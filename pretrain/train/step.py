@@ -20,6 +20,7 @@ from pretrain.optim.clipping import SkipState
 from pretrain.sharding.placement import split_gradients
 from pretrain.sharding.rules import parallelism
 from pretrain.train.control import Control, LossScale, begin_rate, rate_factor, scaled
+from pretrain.train.coupled import coupled_gradients
 from pretrain.train.state import TrainState
 
 NORMS = "norms"  # among a step's scalars: sums of squares by group, for `statistics`
@@ -122,6 +123,8 @@ class StepBuilder:
             grads, totals = grad(params, batch, weights)
             return lay_out(grads, accumulating=False), totals
         parts = jax.tree.map(self._split, batch)
+        if self.objective.couples_batch:
+            return self._coupled_gradients(params, batch, parts, weights, scale)
 
         def add(carry, part):
             grads, totals = jax.tree.map(jnp.add, carry, grad(params, part, weights))
@@ -174,10 +177,25 @@ class StepBuilder:
         """Sums of squares of a tree like the parameters, layer by layer where they are stacked: float32 vector."""
 
         def of_leaf(x, axes):
-            kept = 1 if axes[0] == "layers" else 0
+            kept = 1 if axes[:1] == ("layers",) else 0
             return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(kept, x.ndim))).reshape(-1)
 
         return jnp.concatenate(jax.tree.leaves(jax.tree.map(of_leaf, tree, self.model.logical_axes())))
+
+    def _coupled_gradients(self, params: Params, batch: Batch, parts: Batch, weights, scale) -> tuple[Params, Totals]:
+        objective = self.objective
+
+        def represent(params, part):
+            module = self.model.module(params)
+            hidden, terms, metrics = objective.forward(module, part)
+            own = scaled(jnp.asarray(combine(terms, weights), jnp.float32), scale)
+            return objective.head(module, hidden, part), (own, (terms, metrics))
+
+        def loss(outputs):
+            terms, metrics = objective.loss(outputs, batch)
+            return scaled(combine(terms, weights), scale), (terms, metrics)
+
+        return coupled_gradients(represent, loss, params, parts)
 
     def _split(self, x: jax.Array) -> jax.Array:
         """[batch, ...] -> [microbatches, batch / microbatches, ...], each part spread over all devices."""

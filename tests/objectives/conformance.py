@@ -1,9 +1,10 @@
 """What every objective must hold. A new file in `pretrain/objectives` is found and checked without an edit here.
 
 The model is the tiny one of the first architecture an objective names, with the heads it needs. An objective that needs
-other packed features than those of `tiny.packed_rows` gives them in `PACKED`, by (objective, lengths); settings that
-say more than the defaults go into `SETTINGS`. Arrays named `<prefix>weights` say what of `<prefix>targets` and other
-`<prefix>...` counts; with `loss_weights` go `targets` and `target_...`.
+other packed features than those of `tiny.packed_rows` gives them in `PACKED`, by (objective, lengths), one of examples
+the features of its records in `RECORDS`; settings that say more than the defaults go into `SETTINGS`. Arrays named
+`<prefix>weights` say what of `<prefix>targets` and other `<prefix>...` counts; with `loss_weights` go `targets` and
+`target_...`.
 """
 
 import dataclasses
@@ -19,18 +20,25 @@ from tiny import CONFIG, UNEVEN, VOCAB, model, packed_rows, params
 import pretrain.objectives
 from pretrain.core.batch import Batch
 from pretrain.core.diffusion import PictureShape
+from pretrain.core.images import encode
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
 from pretrain.core.video import VideoShape
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
+from pretrain.models.vision_config import Towers, Vision
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.denoising import SpanCorruption, TextInfilling
+from pretrain.objectives.examples import Examples
+from pretrain.objectives.pictures import Pictures
 from pretrain.objectives.prefix import PrefixLM
 from pretrain.train.step import StepBuilder
 
 LENGTH = 16
+PICTURES = Pictures(image_size=8, channels=1, area=(0.5, 1.0), colours=0.2)
+SHAPED = Pictures(patches=6, patch_size=4, channels=1)
+VISION = Vision(image_size=8, patch_size=4, channels=1, num_layers=1, pooling="attention")
 SETTINGS: dict[str, list[dict]] = {
     "SkipGram": [{"block": 8, "window": 3, "subsample": 0.0}],
     "ContinuousBagOfWords": [{"block": 8, "window": 3, "subsample": 0.0}],
@@ -43,6 +51,12 @@ SETTINGS: dict[str, list[dict]] = {
         {"density": 0.5, "mean_span": 2.0, "layout": layout} for layout in ("encoder_decoder", "decoder")
     ],
     "MixtureOfDenoisers": [{"denoisers": (("R", 0.3, 2.0), ("S", 0.5, None))}],
+    "ImageText": [
+        {"text_length": LENGTH, "rows": 1, "pictures": PICTURES},
+        {"text_length": LENGTH, "rows": 2, "loss_kind": "sigmoid", "pictures": SHAPED},
+    ],
+    "SimCLR": [{"temperature": 0.05, "rows": 2, "pictures": PICTURES}],
+    "SimCSE": [{"text_length": LENGTH, "rows": 2}],
     "Mixed": [
         {"objectives": (Causal(z_loss=0.01), PrefixLM(), SpanCorruption(layout="decoder", density=0.5))},
         {"objectives": (TextInfilling(), SpanCorruption(density=0.5)), "average": "objectives"},
@@ -83,6 +97,12 @@ def pictured(objective: Objective, lengths: list[list[int]]) -> Batch:
 
 
 PACKED: dict[str, Callable[[Objective, list[list[int]]], Batch]] = {"Diffusion": pictured, "NextFrame": recorded}
+# Features of a record, from a generator and the number of its tokens.
+EASY = {"SimCSE"}  # solved before training: a sentence is near itself under another dropout
+RECORDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "tokens": lambda rng, size: np.append(rng.integers(4, VOCAB, size - 1), 2).astype(np.int32),
+    "image": lambda rng, size: np.frombuffer(encode(rng.integers(0, 256, (9, 8 + size, 1), np.uint8)), np.uint8),
+}
 SIZE = VOCAB + 128
 COUNTS = np.array([0] * 4 + [1] * (VOCAB - 4) + [10**6] * 128)  # noise words are hardly ever words of the batch
 VOCABULARY = Vocabulary(SIZE, num_sentinels=128, starts_word=np.arange(SIZE) % 3 == 0, counts=COUNTS)
@@ -101,10 +121,16 @@ def objective_classes() -> list[type[Objective]]:
 def cases() -> dict[str, Objective]:
     """Objectives by a readable name, each with every setting that is checked."""
     return {
-        f"{kind.__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})": kind(**settings).bind(VOCABULARY)
+        f"{kind.__name__}({', '.join(f'{k}={_short(v)}' for k, v in settings.items())})": kind(**settings).bind(
+            VOCABULARY
+        )
         for kind in objective_classes()
         for settings in SETTINGS.get(kind.__name__, [{}])
     }
+
+
+def _short(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Pictures) else str(value)
 
 
 def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
@@ -112,6 +138,8 @@ def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
     kind = type(objective).__name__
     if kind in PACKED:
         return PACKED[kind](objective, lengths)
+    if isinstance(objective, Examples):
+        return packed_examples(objective, lengths)
     columns = objective.packed_length(LENGTH)
     sizes = np.arange(columns + 1)
     prepared = np.minimum(objective.prepared_length(sizes), columns + 1) * (sizes > 0)
@@ -130,6 +158,18 @@ def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
     return rows
 
 
+def packed_examples(objective: Examples, lengths: list[list[int]]) -> Batch:
+    """Rows of one example each, none where a row has no lengths; nothing can be made of the record with 3 tokens."""
+    rows, is_there = [], np.array([[bool(row)] for row in lengths], np.int32)
+    for number, row in enumerate(lengths):
+        rng, size = host_rng(0, "records", number), sum(row)
+        record = {name: RECORDS[name](rng, max(size, 1)) for name in objective.features}
+        record = {name: array[:1] for name, array in record.items()} if size == 3 else record
+        (packed_row,) = objective.prepare(record, host_rng(0, "prepare", number)).values()
+        rows.append(packed_row * np.uint8(bool(row)))
+    return {"row": np.stack(rows), "segment_ids": is_there}
+
+
 def batch(objective: Objective) -> Batch:
     """A finished batch."""
     return objective.finish(packed(objective), host_rng(0, "finish", 0))
@@ -139,7 +179,10 @@ def config(objective: Objective) -> TransformerConfig:
     """The tiny model's configuration, in the architecture of an objective."""
     types = 2 if "types" in objective.batch_spec(1, LENGTH) else 0
     architecture = objective.model_needs.architectures[0]
-    return dataclasses.replace(CONFIG, vocab_size=VOCABULARY.size, architecture=architecture, token_types=types)
+    return dataclasses.replace(
+        CONFIG, vocab_size=VOCABULARY.size, architecture=architecture, token_types=types, vision=VISION,
+        towers=Towers(joint_dim=24, image_projection=True, projection_bias=True, temperature=10.0),
+    )  # fmt: skip
 
 
 def model_of(objective: Objective) -> FunctionalModel:
@@ -155,7 +198,8 @@ def params_of(objective: Objective) -> dict:
 def blank(arrays: Batch) -> dict[str, np.ndarray]:
     """By array of a batch, where anything may stand: bool, of the array's first two axes.
 
-    That is where there is no document, and, in targets and what belongs to weights of their own, where the weight is 0.
+    That is where there is no document, and, in targets and what belongs to weights of their own, where the weight is 0;
+    in batches of examples, rows of weight 0.
     Segment ids, which say where documents are, and arrays of one number a row are left out.
     """
     weights = {name.removesuffix("weights"): array for name, array in arrays.items() if name.endswith("weights")}
@@ -171,7 +215,7 @@ def blank(arrays: Batch) -> dict[str, np.ndarray]:
         belongs = weights.get(f"{first}_", weights.get("loss_") if "target" in name else None)
         if belongs is not None and belongs.shape == places.shape:
             places |= belongs == 0
-        if arrays["loss_weights"].ndim == 1:
+        if arrays.get("loss_weights", array).ndim == 1:
             places |= (arrays["loss_weights"] == 0)[:, None]
         found[name] = places
     return found
