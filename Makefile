@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-TEST_PROCESSES ?= auto
+TEST_PROCESSES ?= logical
 MATRIX = 3.11 3.12 3.13
 
 .PHONY: quickstart test lint test-matrix test-parity plan-table test-tpu-plan faults parallel audit clean
