@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 TEST_PROCESSES ?= logical
 MATRIX = 3.11 3.12 3.13
 
-.PHONY: quickstart test lint test-matrix test-parity plan-table test-tpu-plan faults parallel audit clean
+.PHONY: quickstart test lint test-matrix test-parity test-extras plan-table test-tpu-plan faults parallel audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain run --gin_file=gin_configs/runs/quickstart.gin --workdir=runs/quickstart
@@ -50,6 +50,15 @@ test-parity: .venv-parity/.installed
 .venv-parity/.installed: setup.py
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -e '.[interop]' pytest torch transformers
+	touch $@
+
+# What needs the simulator or scikit-learn, with the real libraries, in an environment of its own.
+test-extras: .venv-extras/.installed
+	.venv-extras/bin/python -m pytest --noconftest tests/extras
+
+.venv-extras/.installed: setup.py
+	$(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -e '.[data,robots,digits]' pytest
 	touch $@
 
 # Plans compiled by the TPU compiler, which needs no TPU: the table of docs/scale.md, and a regression test of its quick rows.

@@ -25,7 +25,7 @@ from pretrain.main import main
 jax.config.update("jax_disable_most_optimizations", True)
 
 # `make test-parity` (needs torch); `make test-tpu-plan` (needs libtpu); `make faults` (takes long)
-collect_ignore = ["parity", "tpu_plan", "faults"]
+collect_ignore = ["parity", "extras", "tpu_plan", "faults"]  # make targets of their own
 
 
 def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

@@ -28,6 +28,7 @@ def test_help_is_quick_and_lists_flags(command):
     assert time.perf_counter() - start < 1.0
     assert done.returncode == 0
     assert "--workdir" in done.stdout and "--gin.NAME=VALUE" in done.stdout
+    assert ("--gin_file" in done.stdout) != (command or "").startswith("checkpoint ")  # those read the run's own
     if command is None:
         assert all(f"  {name} " in done.stdout for name in COMMANDS)
     else:

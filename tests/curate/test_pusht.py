@@ -94,13 +94,3 @@ def test_without_the_simulator_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gym_pusht", None)
     with pytest.raises(UserError, match=r"pretrain\[robots\]"):
         pusht.World()
-
-
-def test_the_simulator_itself():
-    pytest.importorskip("gym_pusht", reason="the extra [robots] is not installed")
-    world = pusht.World()
-    episode = pusht.play(world, 0, pusht.policy("scripted", 0))
-    again = pusht.play(world, 0, pusht.policy("scripted", 0))
-    assert episode["success"] and episode["frames"].shape == (len(episode["states"]), 96, 96, 3)
-    np.testing.assert_array_equal(episode["frames"], again["frames"])
-    assert np.abs(np.diff(episode["frames"].astype(int), axis=0)).sum((1, 2, 3)).all(), "the disc moves"

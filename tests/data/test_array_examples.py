@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy_data import Plain
 
 from pretrain.core.arrays import from_bytes, to_bytes
 from pretrain.core.batch import ArraySpec
@@ -201,25 +202,13 @@ def test_blocks_are_bounded_by_the_size_of_examples(cached):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recordings:
+class Recordings(Plain):
     """States packed along time, as text is."""
 
     features = ("state",)
-    random_finish = False
-
-    def prepare(self, record, rng):
-        return record
-
-    prepare.identity = True
-
-    def prepared_length(self, lengths):
-        return lengths
 
     def packed_length(self, length):
         return 3
-
-    def finish(self, packed, rng):
-        return packed
 
 
 def test_recordings_are_packed_and_cut_along_time(cached):

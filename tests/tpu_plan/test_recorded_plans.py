@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("libtpu")
-
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "pod_plans.json").read_text())
 QUICK = ["llama3-8b", "gpt3-175b"]
