@@ -8,7 +8,7 @@ import optax
 
 
 class AverageState(NamedTuple):
-    """What the average needs: steps taken, and the averaged parameters."""
+    """What the average needs: steps taken, and the averaged parameters in float32, whatever their own dtype."""
 
     count: jax.Array
     average: Any
@@ -25,7 +25,7 @@ def keep_average(decay: float) -> optax.GradientTransformation:
     """
 
     def init(params: Any) -> AverageState:
-        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(lambda p: p.astype(jnp.float32), params))
 
     def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
         now = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))

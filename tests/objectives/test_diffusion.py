@@ -162,6 +162,16 @@ def test_the_average_follows_the_weights():
     assert average_of(optax.sgd(0.1).init(weights)) is None
 
 
+def test_the_average_is_float32_from_the_first_step_on():
+    """In bfloat16 a thousandth of a step would round to none, and a dtype that changes is another program."""
+    average = keep_average(0.999)
+    weights, still = {"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.zeros(2, jnp.bfloat16)}
+    begun = average.init(weights)
+    state = average.update(still, begun._replace(count=jnp.int32(10**6)), {"w": weights["w"] + 1})[1]
+    assert average_of(begun)["w"].dtype == average_of(state)["w"].dtype == jnp.float32
+    np.testing.assert_allclose(average_of(state)["w"], 1.001, rtol=1e-6)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="drop_label"):
         Diffusion(SHAPE, drop_label=1.0)
