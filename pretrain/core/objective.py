@@ -34,17 +34,17 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight); sums 
 
 
 class LogitReading(NamedTuple):
-    """What a loss reads of logits, float32 [batch, length] each.
+    """What a loss reads of logits, [batch, length] each.
 
     Attributes:
-        log_z, target, mean: log-partition, the target's logit, and the mean over the vocabulary.
-        greatest: the greatest logit; carries no gradient.
+        log_z, target, mean: float32; log-partition, the target's logit, and the mean over the vocabulary.
+        best: int32, the id of the greatest logit, of several the least; no id where logits are not numbers.
     """
 
     log_z: jax.Array
     target: jax.Array
     mean: jax.Array
-    greatest: jax.Array
+    best: jax.Array
 
 
 class Output(NamedTuple):

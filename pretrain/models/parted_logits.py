@@ -45,7 +45,7 @@ class PartedLogits:
     shape: Shape = dataclasses.field(metadata={"static": True})
 
     def read(self, targets_BL: jax.Array) -> LogitReading:
-        """What a loss needs of them; float32, [batch, length] each."""
+        """What a loss needs of them, [batch, length] each."""
         parts, vocab = self.shape.parts, self.shape.vocab
         kernel_DV = jnp.pad(self.kernel_DV, ((0, 0), (0, -vocab % parts)))
         # Part p holds columns p, p + P, p + 2 P ...: where the vocabulary is split over chips, each has some of it.
@@ -69,35 +69,37 @@ def _columns(kernel_DW: jax.Array, shape: Shape, part: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _read(shape: Shape, hidden_BLD, kernel_PDW, targets_BL):
-    """(log-partition, target's logit, mean, greatest), of which the greatest carries no gradient."""
+    """The fields of a `LogitReading`."""
     return _forward(shape, hidden_BLD, kernel_PDW, targets_BL)[0]
 
 
 def _forward(shape: Shape, hidden_BLD, kernel_PDW, targets_BL):
     def add(carry, scanned):
-        top_BL, rest_BL, target_BL, total_BL = carry
+        top_BL, best_BL, rest_BL, target_BL, total_BL = carry
         part, kernel_DW = scanned
         logits_BLW = _logits(shape, hidden_BLD, kernel_DW, part)
         columns_W = _columns(kernel_DW, shape, part)
         new_BL = jnp.maximum(top_BL, jnp.max(logits_BLW, axis=-1))
+        first_BL = jnp.min(jnp.where(logits_BLW == new_BL[..., None], columns_W, shape.vocab), axis=-1)
+        best_BL = jnp.minimum(jnp.where(new_BL > top_BL, shape.vocab, best_BL), first_BL)
         rest_BL = rest_BL * jnp.exp(top_BL - new_BL) + jnp.sum(jnp.exp(logits_BLW - new_BL[..., None]), axis=-1)
         is_target_BLW = columns_W == targets_BL[..., None]
         target_BL = target_BL + jnp.sum(jnp.where(is_target_BLW, logits_BLW, 0), axis=-1)
         total_BL = total_BL + jnp.sum(jnp.where(columns_W < shape.vocab, logits_BLW, 0), axis=-1)
-        return (new_BL, rest_BL, target_BL, total_BL), None
+        return (new_BL, best_BL, rest_BL, target_BL, total_BL), None
 
     zero_BL = jnp.zeros(targets_BL.shape, jnp.float32)
-    start = (zero_BL + NEVER, zero_BL, zero_BL, zero_BL)
+    start = (zero_BL + NEVER, jnp.full(targets_BL.shape, shape.vocab), zero_BL, zero_BL, zero_BL)
     parts = jnp.arange(shape.parts), kernel_PDW
-    (top_BL, rest_BL, target_BL, total_BL), _ = jax.lax.scan(add, start, parts)
+    (top_BL, best_BL, rest_BL, target_BL, total_BL), _ = jax.lax.scan(add, start, parts)
     log_z_BL = top_BL + jnp.log(rest_BL)
-    reading = (log_z_BL, target_BL, total_BL / shape.vocab, top_BL)
+    reading = (log_z_BL, target_BL, total_BL / shape.vocab, best_BL)
     return reading, (hidden_BLD, kernel_PDW, targets_BL, log_z_BL)
 
 
 def _backward(shape: Shape, saved, gradients):
     hidden_BLD, kernel_PDW, targets_BL, log_z_BL = saved
-    of_log_z, of_target, of_mean, _ = (gradient[..., None] for gradient in gradients)
+    of_log_z, of_target, of_mean = (gradient[..., None] for gradient in gradients[:3])
 
     def add(grad_BLD, scanned):
         part, kernel_DW = scanned

@@ -49,7 +49,7 @@ def token_loss(
         terms["uniform_cross_entropy"] = Term(weighted_sum(read.log_z - read.mean, weights_BL), weight, label_smoothing)
     if z_loss > 0:
         terms["z_loss"] = Term(weighted_sum(jnp.square(read.log_z), weights_BL), weight, z_loss)
-    hits_BL = (read.target >= read.greatest).astype(jnp.float32)
+    hits_BL = (read.best == batch["targets"]).astype(jnp.float32)
     return terms, {"accuracy": (weighted_sum(hits_BL, weights_BL), weight)}
 
 

@@ -12,10 +12,13 @@ def read_logits(logits: Any, targets_BL: jax.Array) -> LogitReading:
     """What a loss reads of logits: an array [batch, length, vocab], or logits that are made in parts (`read`)."""
     if hasattr(logits, "read"):
         return logits.read(targets_BL)
+    vocab = logits.shape[-1]
     log_z_BL = jax.nn.logsumexp(logits, axis=-1)
     target_BL = jnp.take_along_axis(logits, targets_BL[..., None], axis=-1)[..., 0]
-    greatest_BL = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-    return LogitReading(log_z_BL, target_BL, jnp.mean(logits, axis=-1), greatest_BL)
+    # In place of an argmax, which XLA for CPU makes one number at a time.
+    is_greatest_BLV = logits == jnp.max(logits, axis=-1, keepdims=True)
+    best_BL = jnp.min(jnp.where(is_greatest_BLV, jnp.arange(vocab), vocab), axis=-1)
+    return LogitReading(log_z_BL, target_BL, jnp.mean(logits, axis=-1), best_BL)
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:

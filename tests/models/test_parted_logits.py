@@ -46,6 +46,17 @@ def test_readings_and_gradients_equal_those_of_whole_logits(shape):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("parts", [1, 4, 23])
+def test_of_equal_logits_the_first_is_the_best(parts):
+    hidden, kernel, targets = numbers()
+    kernel = kernel[:, np.random.default_rng(2).integers(0, V, V)]  # some columns several times, in all parts
+    expected = np.argmax(np.asarray(hidden @ kernel), axis=-1)
+    shape = Shape(parts, V, 1.0, None)
+    for logits in (PartedLogits(hidden, kernel, shape), hidden @ kernel):
+        np.testing.assert_array_equal(read_logits(logits, targets).best, expected)
+    assert (read_logits(PartedLogits(hidden, 0 * kernel, shape), targets).best == 0).all()
+
+
 def test_whole_logits_are_never_made():
     hidden, kernel, targets = numbers()
     loss = lambda h, k: jnp.sum(read_logits(PartedLogits(h, k, Shape(4, V, 1.0, None)), targets).log_z)  # noqa: E731

@@ -41,6 +41,14 @@ def test_loss_terms_are_sums_of_the_formulas():
     assert (hits, count) == (((exact.argmax(-1) == batch["targets"]) * weights).sum(), 46)
 
 
+def test_of_equal_logits_only_the_first_is_a_hit():
+    batch = Causal().finish(packed_rows([[16], [5, 7]], 16, vocab=12), RNG) | {"targets": np.full((2, 16), 3)}
+    constant = jnp.zeros((2, 16, 12))
+    for logits, hits in ((constant, 0), (constant.at[..., 3].set(1), 28), (constant.at[..., 3:].set(1), 28)):
+        assert Causal().loss(logits, batch)[1]["accuracy"] == (hits, 28)
+    assert Causal().loss(constant * jnp.nan, batch)[1]["accuracy"][0] == 0
+
+
 def test_z_loss_is_off_by_default_and_never_negative():
     batch = Causal().finish(packed_rows([[4]], 4), RNG)
     assert set(Causal().loss(jnp.zeros((1, 4, 64)), batch)[0]) == {"cross_entropy"}
