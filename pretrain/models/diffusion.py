@@ -50,7 +50,7 @@ class SteeredBlock(nnx.Module):
         y_BND, _ = self.attention(plain_norm(x_BND, shift, scale, self.epsilon), context.sight)
         x_BND = x_BND + gate * y_BND
         x_BND = x_BND + mlp_gate * self.mlp(plain_norm(x_BND, mlp_shift, mlp_scale, self.epsilon))
-        return constrain(x_BND, "batch", "length", "activation_embed"), None, None
+        return constrain(x_BND, "batch", "residual_length", None), None, None
 
 
 class DiffusionTransformer(nnx.Module):

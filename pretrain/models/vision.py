@@ -205,7 +205,7 @@ class VisionEncoder(nnx.Module):
             x_BLD = jnp.concatenate([first_B1D, x_BLD], axis=1)
             valid_BL = jnp.concatenate([jnp.ones((len(x_BLD), 1), bool), valid_BL], axis=1)
         x_BLD = x_BLD if self.input_norm is None else self.input_norm(x_BLD)
-        x_BLD = constrain(x_BLD, "batch", "length", "activation_embed")
+        x_BLD = constrain(x_BLD, "batch", "residual_length", None)
         segments_BL = valid_BL.astype(jnp.int32)
         places_L = jnp.arange(x_BLD.shape[1])
         sight = self.stack.sight(attention_mask(segments_BL, causal=False), places_L[None], places_L, causal=False)

@@ -117,4 +117,4 @@ class WorldModel(nnx.Module):
             state_BTD = self.state_in(waves(states_BTS))
         x_BTMD = jnp.concatenate([patches_BTND, state_BTD[:, :, None]], axis=2)
         x_BTMD = (x_BTMD + self.places[...].astype(x_BTMD.dtype)).astype(compute_dtype(self.config))
-        return constrain(x_BTMD, "batch", "length", None, "activation_embed")
+        return constrain(x_BTMD, "batch", "residual_length", None, None)

@@ -14,7 +14,7 @@ from pretrain.sharding.parallelism import Parallelism
 
 MESH_AXES = ("data", "fsdp", "stage", "context", "expert", "tensor")
 
-# logical axis -> mesh axes it is split over, in order. Names that are not here are replicated.
+# logical axis -> mesh axes it is split over, in order. A dimension named None is replicated.
 RULES: Mapping[str, tuple[str, ...]] = {
     # batches and activations
     "batch": ("data", "fsdp", "expert"),
@@ -33,6 +33,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "experts": ("expert",),
     "layers": ("stage",),
+    "norm": (),
 }
 
 
@@ -43,12 +44,16 @@ def partition_spec(
 
     A mesh axis is used once per array, in the order of dimensions, and only where it divides the dimension; what
     cannot be split is replicated.
+
+    Raises:
+        ValueError: a name is not in the table.
     """
+    _check_names(axes)
     used: set[str] = set()
     entries = []
     for axis, dimension in zip(axes, shape, strict=True):
         chosen, remaining = [], dimension
-        for mesh_axis in RULES.get(axis, ()) if axis else ():
+        for mesh_axis in RULES[axis] if axis else ():
             ways = mesh.shape[mesh_axis]
             if mesh_axis not in (*used, *whole) and ways > 1 and remaining % ways == 0:
                 chosen.append(mesh_axis)
@@ -101,6 +106,7 @@ def shard_map(function: Callable, *, in_specs: Any, out_specs: Any, axes: set[st
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks the compiler to lay an activation out by its logical axes; does nothing outside a mesh or on one device."""
+    _check_names(axes)
     mesh = _current_mesh.mesh
     if _current_mesh.seen is not None:
         _current_mesh.seen.append((axes, x.shape, x.dtype))
@@ -108,6 +114,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     around = jax.sharding.get_abstract_mesh()  # of a `shard_map`, where some axes are not to be named
     return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh if around.empty else around))
+
+
+def _check_names(axes: tuple[str | None, ...]) -> None:
+    unknown = [axis for axis in axes if axis is not None and axis not in RULES]
+    if unknown:
+        raise ValueError(f"no logical axis {unknown[0]!r}: sharding.rules.RULES has {', '.join(RULES)}")
 
 
 class _CurrentMesh:
