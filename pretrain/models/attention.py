@@ -16,7 +16,7 @@ from pretrain.core.platform import platform
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import Norm, Projection, compute_dtype, param
 from pretrain.models.positions import Rotary, rotate
-from pretrain.models.splash import SAVED, block_for, splash_attention
+from pretrain.models.splash import SAVED, fits_blocks, splash_attention
 from pretrain.sharding.ring import ring_attention
 from pretrain.sharding.rules import constrain, parallelism, ways_of
 
@@ -121,7 +121,7 @@ def dot_product_attention(
         mask_B1LS = sight.mask_BLS[:, None]
         return jax.nn.dot_product_attention(q_BLHQ, k_BSKQ, v_BSKQ, mask=mask_B1LS, scale=scale, implementation="cudnn")
     plain = sight.segments is not None and sinks_H is None and sight.bias_1HLS is None
-    if implementation == "splash" and plain and block_for(length) and block_for(k_BSKQ.shape[1]):
+    if implementation == "splash" and plain and fits_blocks(length, k_BSKQ.shape[1], exchanged=exchanges_heads()):
         options = {"causal": sight.causal, "scale": scale, "softcap": softcap, "exchanged": exchanges_heads()}
         return splash_attention(q_BLHQ, k_BSKQ, v_BSKQ, sight.segments, **options)
     kv_heads = k_BSKQ.shape[2]

@@ -20,6 +20,14 @@ def block_for(length: int) -> int | None:
     return next((block for block in BLOCKS if length % block == 0), None)
 
 
+def fits_blocks(length: int, keys: int, *, exchanged: bool = False) -> bool:
+    """Whether blocks divide the keys and one device's part of the queries; `exchanged` as in `splash_attention`."""
+    mesh = current_mesh()
+    if mesh is not None and not exchanged:
+        (length,) = named_sharding(("length",), (length,), mesh).shard_shape((length,))
+    return block_for(length) is not None and block_for(keys) is not None
+
+
 def splash_attention(
     q_BLHQ: jax.Array,
     k_BSKQ: jax.Array,
@@ -35,7 +43,7 @@ def splash_attention(
     """Softmax attention within segments; [batch, length, heads, head dim].
 
     Args:
-        q_BLHQ, k_BSKQ, v_BSKQ: queries, keys, values; lengths are multiples of the smallest of `BLOCKS`.
+        q_BLHQ, k_BSKQ, v_BSKQ: queries, keys, values, whose lengths are such that `fits_blocks`.
         segments: int32 ids of queries [batch, length] and of keys [batch, keys].
         causal: keys beyond a query are hidden.
         scale: factor on scores.

@@ -1,18 +1,22 @@
 """TPU flash attention against plain attention: values and gradients, run by the kernels' interpreter."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 from tiny import CONFIG
 
 from pretrain.core.platform import platform, traced_for
 from pretrain.models.attention import Attention, Sight, attention_mask, dot_product_attention
 from pretrain.models.layers import compute_dtype
 from pretrain.models.splash import block_for, splash_attention
+from pretrain.sharding.parallelism import Parallelism
+from pretrain.sharding.rules import MESH_AXES, use_mesh
 
 LENGTH, HEADS, KV_HEADS, SIZE = 256, 4, 2, 64
 
@@ -65,3 +69,17 @@ def test_what_the_kernels_cannot_do_goes_another_way():
     sight = Sight(attention_mask(segments, causal=True), segments=(segments, segments), causal=True)
     fused = dot_product_attention(q, k, v, sight, implementation="splash")
     np.testing.assert_array_equal(fused, dot_product_attention(q, k, v, sight))
+
+
+@pytest.mark.parametrize(
+    ("context", "use", "is_fused"), [(2, "all_gather", True), (4, "all_gather", False), (4, "ulysses", True)]
+)
+def test_a_block_divides_what_one_device_has(context, use, is_fused):
+    """Of 256 queries: 128 or 64 of them, which no block divides; or all, of fewer heads."""
+    q, k, v, segments = inputs()
+    sight = Sight(attention_mask(segments, causal=True), segments=(segments, segments), causal=True)
+    mesh = AbstractMesh(tuple({"context": context}.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
+    attend = functools.partial(dot_product_attention, sight=sight, implementation="splash")
+    with use_mesh(mesh, parallelism=Parallelism(use)):
+        program = jax.make_jaxpr(attend)(q, k, v)
+    assert ("pallas_call" in str(program)) == is_fused
