@@ -168,18 +168,21 @@ def exchanges_heads() -> bool:
     return ways_of("context") > 1 and parallelism().context == "ulysses"
 
 
+def exchange_heads(q_BLHQ, k_BSKQ, v_BSKQ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values with heads split in place of the sequence."""
+    heads, tensor = k_BSKQ.shape[2], ways_of("tensor") * ways_of("context")
+    check(
+        q_BLHQ.shape[2] % tensor == 0,
+        f"Parallelism.context = 'ulysses' splits heads over tensor x context ({tensor} ways), which do not divide "
+        f"TransformerConfig.num_heads ({q_BLHQ.shape[2]}); choose 'ring' or 'all_gather'",
+    )
+    if heads % tensor:  # too few kv heads to split: a copy for each query head
+        k_BSKQ, v_BSKQ = (jnp.repeat(x, q_BLHQ.shape[2] // heads, axis=2) for x in (k_BSKQ, v_BSKQ))
+    return tuple(constrain(x, "batch", None, "exchanged_heads", None) for x in (q_BLHQ, k_BSKQ, v_BSKQ))
+
+
 def lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, ring: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values where attention wants them: a part of a sequence is to see all of its keys."""
-    if exchanges_heads():
-        heads, tensor = k_BSKQ.shape[2], ways_of("tensor") * ways_of("context")
-        check(
-            q_BLHQ.shape[2] % tensor == 0,
-            f"Parallelism.context = 'ulysses' splits heads over tensor x context ({tensor} ways), which do not divide "
-            f"TransformerConfig.num_heads ({q_BLHQ.shape[2]}); choose 'ring' or 'all_gather'",
-        )
-        if heads % tensor:  # too few kv heads to split: a copy for each query head
-            k_BSKQ, v_BSKQ = (jnp.repeat(x, q_BLHQ.shape[2] // heads, axis=2) for x in (k_BSKQ, v_BSKQ))
-        return tuple(constrain(x, "batch", None, "exchanged_heads", None) for x in (q_BLHQ, k_BSKQ, v_BSKQ))
     length = "length" if ring else None
     keys = [constrain(x, "batch", length, "activation_kv_heads", None) for x in (k_BSKQ, v_BSKQ)]
     return constrain(q_BLHQ, "batch", "length", "activation_heads", None), *keys
@@ -249,7 +252,10 @@ class Attention(nnx.Module):
             scale = q_BLHQ.shape[-1] ** -0.5 if self.scale is None else self.scale
             self.logit_max = nnx.Intermediate(largest_logit(q_BLHQ, k_BSKQ, sight, scale))
         implementation = "ring" if in_ring() and cache is None else self.implementation
-        q_BLHQ, k_BSKQ, v_BSKQ = lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, implementation == "ring")
+        if exchanges_heads() and cache is None:
+            q_BLHQ, k_BSKQ, v_BSKQ = exchange_heads(q_BLHQ, k_BSKQ, v_BSKQ)
+        else:
+            q_BLHQ, k_BSKQ, v_BSKQ = lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, implementation == "ring")
         if cache is not None:
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)  # noqa: E731
             cache = Cache(write(cache.key_BSKQ, k_BSKQ), write(cache.value_BSKQ, v_BSKQ))

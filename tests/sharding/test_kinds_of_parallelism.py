@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
-from tiny import CONFIG, ROOT, TINY_GIN, run_cli
+from tiny import CONFIG, ROOT, TINY_GIN, model, run_cli
 
 from pretrain.core.errors import UserError
 from pretrain.models.config import Experts
@@ -20,12 +22,13 @@ from pretrain.objectives.causal import Causal
 from pretrain.objectives.prefix import PrefixLM
 from pretrain.sharding.parallelism import Parallelism
 from pretrain.sharding.pipeline import last_ticks
-from pretrain.sharding.rules import MESH_AXES
+from pretrain.sharding.rules import MESH_AXES, use_mesh
 from pretrain.sharding.zigzag import homes
 from pretrain.train.loop import Training
 from pretrain.training import check_layout
 
 DEVICES = "--xla_force_host_platform_device_count=8"
+DROPPING = Experts(capacity_factor=2.0)
 LOSS, GRADIENTS = 1e-6, 3e-5  # float32 sums in another order
 
 
@@ -57,11 +60,15 @@ def test_what_is_split_changes_no_update():
     assert found["zero 3, offloaded"]["memory"] == ["pinned_host"] != found["zero 2"]["memory"]
 
 
+def abstract_mesh(**ways: int) -> AbstractMesh:
+    return AbstractMesh(tuple(ways.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
+
+
 def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length: int = 32, **changes) -> str:
     """Why a model of four layers and eight heads cannot be laid out."""
     config = dataclasses.replace(CONFIG, num_layers=4, num_heads=8, **changes)
     training = Training(batch_size=8, sequence_length=length)
-    abstract = AbstractMesh(tuple(mesh.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
+    abstract = abstract_mesh(**mesh)
     with pytest.raises(UserError) as refused:
         check_layout(training, config, objective, abstract, use)
     return str(refused.value)
@@ -85,6 +92,19 @@ def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_made(use, mesh, objective, changes, words):
     assert words in refusal(use, mesh, objective, **changes)
+
+
+def test_decoding_exchanges_no_heads():
+    """A cache holds the heads that the model has, also where Ulysses would split a copy for each query head."""
+    decoder = model(dataclasses.replace(CONFIG, num_heads=8, kv_heads=2))
+
+    def decode(params, tokens_BL):
+        module = decoder.module(params)
+        return module.decode(tokens_BL, module.init_cache(2, 8), jnp.int32(0))[1]
+
+    with use_mesh(abstract_mesh(context=4), parallelism=Parallelism("ulysses")):
+        cache = jax.eval_shape(decode, decoder.shapes, jax.ShapeDtypeStruct((2, 4), jnp.int32))
+    assert cache.key_BSKQ.shape == (CONFIG.num_layers, 2, 8, 2, 4)
 
 
 def test_the_command_line_refuses_with_exit_code_2(tmp_path, tiny_corpus):
