@@ -26,6 +26,10 @@ from pretrain.sharding.rules import constrain, ways_of
 from pretrain.sharding.zigzag import from_zigzag, into_zigzag
 
 LAYER_INPUT = "layer_input"
+RING_COUNTS = (
+    "Parallelism.context = 'ring' keeps causal rows in another order, and Experts.capacity_factor gives room to tokens "
+    "in the order they stand in, later ones before earlier ones: choose 'all_gather' or 'ulysses', or set it to None"
+)
 
 
 @jax.tree_util.register_dataclass
@@ -192,6 +196,7 @@ class Stack(nnx.Module):
             context = dataclasses.replace(context, narrow_mask=narrow)
         in_zigzag = in_ring() and context.sight.causal and cache is None
         if in_zigzag:
+            check(self.config.experts is None or self.config.experts.capacity_factor is None, RING_COUNTS)
             x_BLD, context = into_zigzag(x_BLD), context.in_zigzag()
         wide_N = np.arange(1, self.layers + 1) % every == 0 if every else np.zeros(self.layers, bool)
         parts = [(self.dense_blocks, slice(0, self.dense))] if self.dense_blocks is not None else []

@@ -82,6 +82,7 @@ def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length
         (Parallelism("ring"), {"context": 4}, Causal(), {"sliding_window": 4}, "knows documents and causality alone"),
         (Parallelism("ring"), {"context": 4}, Causal(), {"positions": "alibi"}, "knows documents and causality alone"),
         (Parallelism("ring"), {"context": 4}, PrefixLM(), {}, "knows documents and causality alone"),
+        (Parallelism("ring"), {"context": 4}, Causal(), {"experts": DROPPING}, "in the order they stand in"),
         (Parallelism("ulysses"), {"context": 8, "tensor": 2}, Causal(), {}, "16 ways), which do not divide"),
         (Parallelism(), {"stage": 3}, Causal(), {}, "4 layers cannot be divided over MeshConfig.stage (3)"),
         (Parallelism(), {"expert": 4}, Causal(), {"experts": Experts(num_experts=6)}, "6 experts cannot be divided"),
