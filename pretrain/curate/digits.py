@@ -39,21 +39,21 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     return np.round(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int32)
 
 
-def find_parts(given: str) -> list[InputFile]:
+def find_parts(given: str, source: str) -> list[InputFile]:
     """Units of work for `digits:pictures` or `digits:FILMS`.
 
     Raises:
         UserError: neither.
     """
     if given == PICTURES:
-        return [InputFile(f"{FORMAT}:{PICTURES}", 1797 * SIDE**2, FORMAT, FORMAT)]
+        return [InputFile(f"{FORMAT}:{PICTURES}", 1797 * SIDE**2, source, FORMAT)]
     check(
         given.isdigit() and int(given) > 0,
         f"--input=digits:{given}: write digits:pictures, or digits:FILMS, e.g. digits:600",
     )
     ends = range(0, int(given), UNIT)
     size = UNIT * STEPS * FIELD**2
-    return [InputFile(f"{FORMAT}:{start}-{min(start + UNIT, int(given))}", size, FORMAT, FORMAT) for start in ends]
+    return [InputFile(f"{FORMAT}:{start}-{min(start + UNIT, int(given))}", size, source, FORMAT) for start in ends]
 
 
 def read_part(file: InputFile, fields: Fields) -> Iterator[Record]:

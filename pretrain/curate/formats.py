@@ -80,9 +80,9 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
     if format_ in (registered.TFDS, registered.SEQIO):
         return registered.find_splits(format_, pattern, source, modules), Counter()
     if format_ == digits.FORMAT:
-        return digits.find_parts(pattern), Counter()
+        return digits.find_parts(pattern, source), Counter()
     if format_ == pusht.FORMAT:
-        return pusht.find_episodes(pattern), Counter()
+        return pusht.find_episodes(pattern, source), Counter()
     if format_ == source_code.FORMAT:
         return source_code.find_repositories(pattern, source), Counter()
     return find_files(pattern, source, format_)

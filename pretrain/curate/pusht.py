@@ -138,7 +138,7 @@ def policy(name: str, number: int) -> Callable[[World], tuple[np.ndarray, np.nda
     return act
 
 
-def find_episodes(given: str) -> list[InputFile]:
+def find_episodes(given: str, source: str) -> list[InputFile]:
     """Units of work for `pusht:EPISODES`.
 
     Raises:
@@ -147,7 +147,7 @@ def find_episodes(given: str) -> list[InputFile]:
     check(given.isdigit() and int(given) > 0, f"--input=pusht:{given}: write pusht:EPISODES, e.g. pusht:300")
     starts = range(0, int(given), UNIT)
     return [
-        InputFile(f"{FORMAT}:{start}-{min(start + UNIT, int(given))}", UNIT * STEPS * STEP_BYTES, FORMAT, FORMAT)
+        InputFile(f"{FORMAT}:{start}-{min(start + UNIT, int(given))}", UNIT * STEPS * STEP_BYTES, source, FORMAT)
         for start in starts
     ]
 

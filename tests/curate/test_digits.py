@@ -25,7 +25,8 @@ def library(monkeypatch):
 
 
 def records(given):
-    files, _ = find_inputs(given, "digits")
+    files, _ = find_inputs(given, "school")
+    assert {file.source for file in files} == {"school"}
     return [record for file in files for record in read_file(file, Fields())]
 
 

@@ -71,6 +71,7 @@ def test_a_unit_of_episodes_becomes_documents(monkeypatch):
     monkeypatch.setattr(pusht, "World", Sliding)
     files, _ = find_inputs("pusht:13", "robots")
     assert [file.path for file in files] == ["pusht:0-10", "pusht:10-13"]
+    assert {file.source for file in files} == {"robots"}
     found = list(read_file(files[0], Fields()))
     records = [item for item in found if isinstance(item, Record)]
     [dropped] = [item for item in found if isinstance(item, Unreadable)]
