@@ -11,13 +11,12 @@ import itertools
 import gin
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pretrain.core.errors import check
 from pretrain.core.images import BrokenImage, decode, resize
 from pretrain.curate.documents import arrays_of
 from pretrain.curate.hashing import KEY_BYTES
+from pretrain.curate.near_dedup import best_of_components
 from pretrain.curate.stages import DECISIONS, rejections
 
 EVIDENCE = pa.schema({"key": pa.binary(KEY_BYTES), "id": pa.string(), "hash": pa.uint64()})
@@ -75,18 +74,22 @@ class ImageDedup:
         ]
 
     def group(self, evidence: pa.Table) -> pa.Table:
-        """Pairs of pictures that are alike, among those that share a band."""
-        keys, hashes = evidence["key"].to_pylist(), evidence["hash"].to_numpy()
+        """Pairs of pictures that are alike, among those that share a band; of equal hashes, each with the first."""
+        keys, all_hashes = evidence["key"].to_pylist(), evidence["hash"].to_numpy()
         ends = np.flatnonzero([*(a != b for a, b in zip(keys[1:], keys[:-1], strict=True)), True]) + 1 if keys else []
         first, second, bits = [], [], []
         for start, end in zip([0, *ends], ends, strict=False):
-            for row in range(start + 1, end):
-                differing = np.bitwise_count(hashes[start:row] ^ hashes[row])
-                best = int(np.argmin(differing))  # the nearest before it; the chain does the rest
-                if differing[best] <= self.distance:
-                    first.append(start + best)
-                    second.append(row)
-                    bits.append(int(differing[best]))
+            hashes, rows, places = np.unique(all_hashes[start:end], return_index=True, return_inverse=True)
+            equal = np.flatnonzero(rows[places] != np.arange(end - start))
+            first += (start + rows[places[equal]]).tolist()
+            second += (start + equal).tolist()
+            bits += [0] * len(equal)
+            for place in range(1, len(hashes)):
+                differing = np.bitwise_count(hashes[:place] ^ hashes[place])
+                alike = np.flatnonzero(differing <= self.distance)
+                first += (start + rows[alike]).tolist()
+                second += [start + rows[place]] * len(alike)
+                bits += differing[alike].tolist()
         pairs = [evidence["id"].take(pa.array(rows, pa.int64())) for rows in (second, first)]
         return pa.table([*pairs, pa.array(bits, pa.int64())], schema=GROUPS)
 
@@ -97,13 +100,11 @@ class ImageDedup:
         ids, places = np.unique([*groups["id"].to_pylist(), *groups["like"].to_pylist()], return_inverse=True)
         a, b = places.reshape(2, -1)
         count = len(ids)
-        chains = connected_components(coo_array((np.ones(len(a)), (a, b)), (count, count)), directed=False)[1]
-        kept = np.full(chains.max() + 1, count)
-        np.minimum.at(kept, chains, np.arange(count))  # ids are sorted
+        kept = best_of_components(a, b, np.arange(count))  # ids are sorted
         fewest = np.full(count, 64)
         for side in (a, b):
             np.minimum.at(fewest, side, groups["bits"].to_numpy())
-        rejected = np.flatnonzero(kept[chains] != np.arange(count))
-        to = pa.array(ids[kept[chains[rejected]]].tolist(), pa.string())
+        rejected = np.flatnonzero(kept != np.arange(count))
+        to = pa.array(ids[kept[rejected]].tolist(), pa.string())
         values = pa.array(fewest[rejected], pa.float64())
         return rejections(pa.array(ids[rejected].tolist(), pa.string()), "like_picture", values, self.distance, to)

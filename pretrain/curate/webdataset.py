@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, open_stream
-from pretrain.curate.readers import DAMAGE, Fields, one_line
+from pretrain.curate.readers import DAMAGE, Fields, from_mapping, one_line
 
 FORMAT = "webdataset"
 PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
@@ -31,52 +31,44 @@ def read_shard(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]
                     continue
                 folder, name = os.path.split(member.name)
                 stem, _, extension = name.partition(".")
-                if member.size > fields.max_record_bytes:
-                    problem = f"{member.size:,} bytes; Fields.max_record_bytes is {fields.max_record_bytes:,}"
-                    yield Unreadable(f"{file.path}:{member.name}", problem)
-                    continue
-                folder, name = os.path.split(member.name)
-                stem, _, extension = name.partition(".")
-                if member.size > fields.max_record_bytes:
-                    problem = (
-                        f"a member of {member.size:,} bytes; Fields.max_record_bytes is {fields.max_record_bytes:,}"
-                    )
-                    yield Unreadable(f"{file.path}:{member.name}", problem, size=0)
-                    continue
-                content = tar.extractfile(member).read()
                 if base is not None and base != os.path.join(folder, stem):
-                    yield _record(file.path, base, members, fields)
+                    yield _record(f"{file.path}:{base}", members, fields)
                     members = {}
                 base = os.path.join(folder, stem)
-                members[extension.lower()] = content
+                is_small = member.size <= fields.max_record_bytes
+                members[extension.lower()] = tar.extractfile(member).read() if is_small else None
     except (tarfile.TarError, *DAMAGE) as error:
         yield Unreadable(f"{file.path}:{base or 0}", f"damaged behind this example: {one_line(error)}")
         return
     if members:
-        yield _record(file.path, base, members, fields)
+        yield _record(f"{file.path}:{base}", members, fields)
 
 
-def _record(path: str, base: str, members: dict[str, bytes], fields: Fields) -> Record | Unreadable:
-    origin = f"{path}:{base}"
+def _record(origin: str, members: dict[str, bytes | None], fields: Fields) -> Record | Unreadable:
+    """An example of its members by extension; None stands for one that is too large."""
+    large = [extension for extension, content in members.items() if content is None]
+    if large:
+        problem = f"its .{large[0]} is larger than Fields.max_record_bytes, {fields.max_record_bytes:,}"
+        return Unreadable(origin, problem, rule="large_member")
     try:
         about = json.loads(members["json"]) if "json" in members else {}
         if not isinstance(about, dict):
             raise ValueError("its JSON is no object")
-        caption = members["txt"].decode() if "txt" in members else about.pop(fields.text, None) or about.get("caption")
+        caption = members["txt"].decode() if "txt" in members else about.get(fields.text) or about.get("caption")
         if "cls" in members:
             about["class"] = members["cls"].decode().strip()
-    except ValueError as error:  # JSON and UTF-8 both
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 both
         return Unreadable(origin, one_line(error), rule="broken_member")
-    arrays = {}
+    record = from_mapping(origin, about | {fields.text: caption if isinstance(caption, str) else ""}, fields)
+    if isinstance(record, Unreadable):
+        return record
+    arrays = dict(record.arrays or {})
     for extension, content in members.items():
         if extension in PICTURES:
             arrays["image"] = content
         elif extension not in NO_ARRAYS:
             arrays[extension.removesuffix(".npy")] = content
-    own_id = about.pop(fields.id, None)
-    metadata = json.dumps(about, sort_keys=True, default=str)
-    caption = caption if isinstance(caption, str) else ""
-    return Record(caption, origin, None if own_id is None else str(own_id), metadata=metadata, arrays=arrays or None)
+    return record._replace(arrays=arrays or None)
 
 
 class _Forward:

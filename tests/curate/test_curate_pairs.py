@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import tarfile
 
@@ -16,7 +17,7 @@ from pretrain.core.images import encode, resize
 from pretrain.core.rng import host_rng
 from pretrain.curate.documents import DOCUMENTS, Record, Unreadable
 from pretrain.curate.glyphs import find_faces, read_face
-from pretrain.curate.image_dedup import ImageDedup, difference_hash
+from pretrain.curate.image_dedup import EVIDENCE, ImageDedup, difference_hash
 from pretrain.curate.pair_rules import CaptionRules, ImageRules, PairScore
 from pretrain.curate.readers import Fields
 from pretrain.curate.recipe import Recipe, curate
@@ -70,8 +71,25 @@ def test_webdataset_shards(tmp_path):
     assert isinstance(last, Unreadable) and "damaged behind" in last.problem
     (tmp_path / "none.tar").write_bytes(b"no tar at all" * 100)
     assert [type(item) for item in read(tmp_path / "none.tar")] == [Unreadable]
-    assert any("max_record_bytes" in item.problem for item in read(tmp_path / "0.tar", max_record_bytes=500)
-               if isinstance(item, Unreadable))  # fmt: skip
+
+
+def test_an_example_with_a_large_member_is_one_unreadable_record(tmp_path):
+    """Not one of its own for the member and another of the rest, which would pass for a caption without a picture."""
+    members = [("1.txt", b"a hill"), ("1.jpg", bytes(600)), ("1.json", b"{}"), ("2.txt", b"a lake"), ("2.png", b"ok")]
+    write_tar(tmp_path / "0.tar", members)
+    large, good = read(tmp_path / "0.tar", max_record_bytes=500)
+    assert isinstance(large, Unreadable) and large.origin == f"{tmp_path / '0.tar'}:1" and large.rule == "large_member"
+    assert ".jpg is larger than Fields.max_record_bytes, 500" in large.problem
+    assert (good.text, good.arrays) == ("a lake", {"image": b"ok"})
+
+
+def test_metadata_of_shards_has_the_roles_of_its_fields(tmp_path):
+    about = b'{"key": 7, "album": "alps", "text": "a hill", "place": "x"}'
+    write_tar(tmp_path / "0.tar", [("1.json", about), ("1.jpg", b"ok"), ("2.json", b"[" * 100_000), ("2.jpg", b"ok")])
+    record, deep = read(tmp_path / "0.tar", id="key", group="album")
+    assert (record.id, record.group, record.text) == ("7", "alps", "a hill")
+    assert json.loads(record.metadata) == {"album": "alps", "place": "x"}
+    assert isinstance(deep, Unreadable) and deep.rule == "broken_member"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +174,25 @@ def test_hashes_tell_pictures_apart():
     assert np.mean([(a ^ b).bit_count() <= 3 for a, b in zip(hashes, shown_again, strict=True)]) > 0.9
     blank = documents([("x", encode(np.zeros((9, 9, 1), np.uint8))), ("y", b"broken"), ("z", None)])
     assert not ImageDedup().key(blank).num_rows
+
+
+def test_likeness_is_carried_on_whatever_stands_between():
+    """Two are alike only through a third, which shares no band's nearest neighbour with both."""
+    a, b, c, far = 0b0111 << 60, 0b0110 << 60, 0b0011 << 60, (0b0111 << 60) | 0xFFFF
+    stage = ImageDedup(distance=1)
+
+    def decisions(hashes: dict[str, int]) -> dict[str, tuple[str, float]]:
+        rows = sorted((key, id_, hash_) for id_, hash_ in hashes.items() for key in stage._bands(hash_))
+        columns = [
+            pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), EVIDENCE, strict=True)
+        ]
+        found = stage.decide_all(stage.group(pa.table(columns, schema=EVIDENCE))).to_pylist()
+        return {row["id"]: (row["duplicate_of"], row["value"]) for row in found}
+
+    expected = {"1": ("0", 1.0), "2": ("0", 1.0)}
+    for order in itertools.permutations((a, b, c)):
+        assert decisions({f"{n}": hash_ for n, hash_ in enumerate(order)} | {"3": far}) == expected
+    assert decisions({"x": a, "y": far, "z": a, "w": a}) == {"x": ("w", 0.0), "z": ("w", 0.0)}
 
 
 def test_glyphs_have_names_and_ink():
