@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from pretrain.core import storage
@@ -80,19 +82,21 @@ def _groups(file: storage.Path, columns: list[str], rows: int) -> Iterator[tuple
 
 
 def array_features(corpus_dir: os.PathLike | str) -> list[Feature]:
-    """The arrays that documents hold, by name: the first that has any, in each file, says what they are like."""
+    """The arrays that documents hold, by name: the first of each says what they are like."""
     found: dict[str, Feature] = {}
     for file in document_files(corpus_dir):
         with _open(file) as parquet:
             if "arrays" not in parquet.schema_arrow.names:
                 continue
+            keys = pc.list_flatten(parquet.read(columns=["arrays.key_value.key"]).column(0))
+            new = set(pc.unique(pc.struct_field(keys, "key")).to_pylist()) - set(found)
             batches = parquet.iter_batches(READ_WITH_ARRAYS, columns=["arrays"])
-            held = next(
-                (batch.column(0).drop_null() for batch in batches if batch.column(0).null_count < len(batch)), ()
-            )
-        for name, data in dict(held[0].as_py()).items() if held else ():
-            array = _array(f"{file}, the first document with arrays", name, data)
-            found.setdefault(name, array_feature(name, array.dtype, array.shape[1:]))
+            while new:
+                for name, data in itertools.chain(*(pairs.as_py() for pairs in next(batches).column(0).drop_null())):
+                    if name in new:
+                        array = _array(f"{file}, the first document with it", name, data)
+                        found[name] = array_feature(name, array.dtype, array.shape[1:])
+                        new.remove(name)
     return [found[name] for name in sorted(found)]
 
 

@@ -18,7 +18,7 @@ from pretrain.data import packing
 from pretrain.data.lengths import Lengths, can_split
 from pretrain.data.recent import Recent
 
-PLAN_VERSION = 4  # part of fingerprints: raise it when the same inputs give other batches
+PLAN_VERSION = 5  # part of fingerprints: raise it when the same inputs give other batches
 # A window is what is shuffled together: with short rows, many of them, or the steps of a while would all see the pieces
 # of a few long documents.
 WINDOW_ROWS, WINDOW_ELEMENTS = 1024, 1 << 21
@@ -82,7 +82,8 @@ class SourcePlan:
         shard_starts: int [shards + 1], number of each shard's first record.
         lengths: what the objective makes of lengths, and the capacity of a row.
         seed: fixes the order of every epoch.
-        window_rows: rows per window, about; by default `WINDOW_ROWS`, or what holds `WINDOW_ELEMENTS` if that is more.
+        window_rows: rows per window, about; by default `WINDOW_ROWS`, or, where records are cut into pieces, what holds
+            `WINDOW_ELEMENTS` if that is more.
         counted: rows of each window, where an earlier plan kept them.
 
     Attributes:
@@ -111,7 +112,8 @@ class SourcePlan:
         self._records, self._purpose = record_lengths.astype(np.int64), purpose_id(f"source {name}")
         self._split = not lengths.whole and can_split(self._records)
         prepared, examples = self._measure()
-        window_rows = window_rows or max(WINDOW_ROWS, WINDOW_ELEMENTS // max(lengths.capacity))
+        elements = 0 if lengths.whole else WINDOW_ELEMENTS
+        window_rows = window_rows or max(WINDOW_ROWS, elements // max(lengths.capacity))
         self._bounds = _window_bounds(prepared, lengths.capacity, shard_starts, window_rows)
         if counted is None or len(counted) != len(self):
             counted = [packing.count_rows(self._cut(window).packed, lengths.capacity) for window in range(len(self))]

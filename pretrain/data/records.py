@@ -69,7 +69,12 @@ def array_feature(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Feature
     """The feature that holds arrays of numbers, `shape` each element: 64-bit integers are stored as int32.
 
     So are single uint16 and uint32 values, which would be taken for token ids.
+
+    Raises:
+        RunError: they are no numbers that the cache stores.
     """
+    if dtype.name not in _DTYPES:
+        raise RunError(f"array {name!r} is of type {dtype.name}, which no cache holds: write integers, floats or bools")
     wide = dtype.itemsize == 8 or (not shape and dtype.name in ("uint16", "uint32"))
     return Feature(name, "int32" if dtype.kind in "iu" and wide else dtype.name, shape)
 

@@ -16,11 +16,14 @@ from pretrain.core.images import BrokenImage, decode, encode
 from pretrain.core.objective import ModelNeeds
 from pretrain.core.rng import host_rng
 from pretrain.curate.array_rules import ArrayRules
+from pretrain.curate.documents import DOCUMENTS
 from pretrain.curate.readers import Fields
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.data import loader as loader_module
 from pretrain.data.cache import CacheConfig, build_cache
+from pretrain.data.corpus import array_features
 from pretrain.data.loader import make_loader
+from pretrain.data.records import Feature
 from pretrain.data.tokenizer_training import TokenizerConfig
 from pretrain.objectives.examples import Examples
 
@@ -57,6 +60,17 @@ def write(folder, given: list[dict]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(given, schema), folder / "pairs.parquet")
     return str(folder)
+
+
+def write_documents(corpus, given: list[dict[str, bytes]]) -> None:
+    """A corpus of documents without text, as `curate` leaves it."""
+    rows = [
+        {"id": f"{n}", "source": "s", "split": "train", "text": "", "origin": "", "metadata": "{}",
+         "arrays": list(arrays.items())}
+        for n, arrays in enumerate(given)
+    ]  # fmt: skip
+    (corpus / "documents").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, DOCUMENTS), corpus / "documents/0.parquet")
 
 
 def build(folder, given: list[dict], **recipe) -> dict:
@@ -228,6 +242,22 @@ def test_arrays_that_differ_are_refused_with_a_hint(tmp_path):
     given[5]["state"] = [[1, 2, 3]]
     with pytest.raises(RunError, match=r"array 'state' is float64 \[1, 3\], others are float64 .*ArrayRules"):
         build(tmp_path, given, stages=(), validation_fraction=0.0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_arrays_that_only_later_documents_hold_are_kept(tmp_path, reverse):
+    names = [("image",), ("state",), ("state", "image")][:: -1 if reverse else 1]
+    given = [{name: to_bytes(np.full((2, 3), n + 1.0)) for name in each} for n, each in enumerate(names)]
+    write_documents(tmp_path / "corpus", given)
+    features = array_features(tmp_path / "corpus")
+    assert features == [Feature(name, "float64", (3,)) for name in ("image", "state")]
+
+
+@pytest.mark.parametrize("array", [np.array([1j]), np.array(["a", "b"]), np.array(["2020"], "M8[D]")])
+def test_arrays_that_no_cache_holds_are_refused_by_name(tmp_path, array):
+    write_documents(tmp_path, [{"odd": to_bytes(array)}])
+    with pytest.raises(RunError, match=r"array 'odd' is of type .*, which no cache holds"):
+        array_features(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,17 @@ def test_a_window_stays_within_its_shard():
         assert records.max() < 150 or records.min() >= 150
 
 
+def test_records_that_are_never_cut_are_shuffled_in_smaller_windows():
+    """Their rows hold pictures: what is shuffled together is a thousand of them, however short."""
+
+    class Whole(Plain):
+        whole_records = True
+
+    records = np.full((5000, 1), 32)
+    cut, whole = (SourcePlan("a", records, [0, 5000], Lengths(of, 32), 0) for of in (Plain(), Whole()))
+    assert len(cut) == 1 and len(whole) == 5
+
+
 def test_epochs_differ_and_repeat():
     plan, again = (
         SourcePlan("a", log_normal(400, 30)[:, None], [0, 400], Lengths(Plain(), 64), 0, window_rows=10) for _ in "ab"
