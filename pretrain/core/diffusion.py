@@ -32,7 +32,7 @@ class PictureShape:
     Attributes:
         height, width, channels: of a picture; values are uint8.
         patch: side of a square patch, in pixels.
-        classes: kinds of pictures; one more stands for none.
+        classes: kinds of pictures, 1 where all are of one kind; one more stands for none.
     """
 
     height: int = 32
@@ -43,9 +43,8 @@ class PictureShape:
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("height", "width", "channels", "patch"):
+        for name in ("height", "width", "channels", "patch", "classes"):
             check(getattr(self, name) > 0, f"PictureShape.{name} must be > 0, got {getattr(self, name)}")
-        check(self.classes >= 0, f"PictureShape.classes must be >= 0, got {self.classes}")
         check(
             self.height % self.patch == 0 and self.width % self.patch == 0,
             f"PictureShape: {self.height} x {self.width} pixels cannot be cut into patches of {self.patch}",

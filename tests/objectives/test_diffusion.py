@@ -177,6 +177,8 @@ def test_what_cannot_be_is_refused():
         Diffusion(SHAPE, drop_label=1.0)
     with pytest.raises(UserError, match="patches of 3"):
         PictureShape(4, 8, 1, patch=3)
+    with pytest.raises(UserError, match="classes must be > 0"):
+        PictureShape(4, 8, 1, patch=4, classes=0)
     with pytest.raises(UserError, match=r"Diffusion\.predict must be"):
         Diffusion(SHAPE, predict="image")
     with pytest.raises(UserError, match="positions"):
