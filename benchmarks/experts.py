@@ -23,7 +23,8 @@ from pretrain.train.step import summarize
 
 RUN = Path(__file__).parents[1] / "gin_configs" / "runs" / "scaling.gin"
 SHAPE = {"num_layers": 4, "embed_dim": 128, "num_heads": 4, "mlp_dim": 384}
-EXPERTS = {"num_experts": 8, "top_k": 2, "mlp_dim": 192, "balance": 0.01, "bias_rate": 0.003}
+# The weights of a token's two experts add up to the scale: 2, as if both halves of a dense MLP were added.
+EXPERTS = {"num_experts": 8, "top_k": 2, "mlp_dim": 192, "scale": 2.0, "balance": 0.01, "bias_rate": 0.001}
 
 
 def train(data: str, workdir: Path, seed: int, steps: int, routed: bool) -> dict[str, float]:
