@@ -15,11 +15,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from pretrain.plan.chips import Pod
-from pretrain.plan.hlo import Program
+from pretrain.plan.hlo import Instruction, Program
 
 KINDS = "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute"
 SCATTERED = "all-reduce-scatter"  # computations in which TPUs hide a reduce-scatter, as an all-reduce and a slice
 _OPCODES = {kind + end: kind for kind in KINDS for end in ("", "-start")}
+_COMMUNICATION = {*_OPCODES, *(kind + "-done" for kind in KINDS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,12 @@ def sent(kind: str, size: int, operand: int, result: int) -> float:
         "ragged-all-to-all": operand * share,
         "collective-permute": operand,
     }[kind]
+
+
+def communicates(instruction: Instruction) -> bool:
+    """Whether an instruction is a collective, one end of one, or a fusion that hides one: no work of the chip's own."""
+    hidden = instruction.opcode == "fusion" and any(name.startswith(SCATTERED) for name in instruction.called("calls"))
+    return hidden or instruction.opcode in _COMMUNICATION
 
 
 def find_collectives(program: Program, mesh: Mapping[str, int], pod: Pod) -> list[Collective]:

@@ -2,7 +2,8 @@
 
 XLA's own cost analysis counts a loop's body once. Here a computation runs as often as those who call it, and a loop's
 body as often as the loop turns: `known_trip_count` where the compiler wrote it down, else the constant that the loop's
-counter is compared with (what `lax.scan` makes).
+counter is compared with (what `lax.scan` makes), over what a turn adds to the counter (2 where the compiler unrolled a
+loop of its own, as it does for products whose operands go round a ring of chips).
 """
 
 import collections
@@ -123,8 +124,20 @@ class Program:
                     if i.opcode == "constant" and i.attributes.isdigit() and i.outputs[0].dtype in ("s32", "u32", "s64")
                 }
         if len(constants) == 1:
-            return constants.pop()
+            return -(-constants.pop() // self._step(loop))
         self.unknown_loops.append(loop.name)
+        return 1
+
+    def _step(self, loop: Instruction) -> int:
+        """What one turn adds to the loop's counter; 1 where the body does not show it."""
+        condition, body = (self.computations.get(loop.called(kind)[0], {}) for kind in ("condition", "body"))
+        compared = {_element(i) for i in condition.values() if i.opcode == "get-tuple-element"}
+        root = next((i for i in body.values() if i.is_root and i.opcode == "tuple"), None)
+        for place in compared if root else ():
+            update = body.get(root.operands[place])
+            if update is not None and update.opcode == "add":
+                added = [body[name] for name in update.operands if name in body]
+                return next((int(i.attributes) for i in added if i.opcode == "constant"), 1)
         return 1
 
     def instructions(self) -> list[tuple[str, Instruction, float]]:
@@ -198,6 +211,11 @@ def arrays(text: str) -> tuple[Array, ...]:
         for dtype, sizes, layout in _ARRAY.findall(text)
         if dtype in BYTES
     )
+
+
+def _element(instruction: Instruction) -> int:
+    """Which element of a tuple a get-tuple-element takes."""
+    return int(re.match(r"index=(\d+)", instruction.attributes)[1])
 
 
 def _instruction(line: str) -> Instruction:

@@ -10,7 +10,7 @@ import math
 import re
 
 from pretrain.plan.chips import Pod
-from pretrain.plan.collectives import Collective
+from pretrain.plan.collectives import Collective, communicates
 from pretrain.plan.hlo import Array, Instruction, Program
 
 # Matrix products of jax's splash attention kernels, each 2 B H L S Q FLOPs: scores and outputs forward; backward the
@@ -50,7 +50,7 @@ def roofline(program: Program, collectives: list[Collective], pod: Pod) -> Roofl
     """The roofline of a step on one chip of `pod`; FLOPs are of all its chips."""
     flops, traffic, seconds = 0.0, 0.0, 0.0
     for name, instruction, runs in program.instructions():
-        if name in program.fused or instruction.opcode in _FREE or instruction.opcode.startswith(("all-", "reduce-s")):
+        if name in program.fused or instruction.opcode in _FREE or communicates(instruction):
             continue
         each_flops = _flops(program, name, instruction)
         each_bytes = _traffic(program, name, instruction)

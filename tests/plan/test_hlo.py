@@ -74,6 +74,14 @@ def test_a_trip_count_that_is_written_down_comes_first():
     assert Program(written).runs["body"] == 9
 
 
+def test_a_counter_that_goes_up_by_two_turns_half_as_often():
+    """What the compiler makes of products over a ring of chips, two parts a turn."""
+    by_two = LOOP.replace("  ROOT %next", "  %two = s32[] constant(2)\n  %after = s32[] add(%i, %two)\n  ROOT %next")
+    by_two = by_two.replace("tuple(%i, %whole, %w)", "tuple(%after, %whole, %w)")
+    assert Program(by_two).runs["body"] == 3
+    assert Program(by_two.replace("s32[] constant(6)", "s32[] constant(7)")).runs["body"] == 4
+
+
 def test_a_loop_without_a_count_is_named():
     program = Program(LOOP.replace("%limit = s32[] constant(6)", "%limit = s32[] get-tuple-element(%state.1), index=0"))
     assert program.runs["body"] == 1
@@ -97,6 +105,21 @@ def test_collectives_by_kind_axis_count_and_bytes():
     assert gather.bytes == 6 * 64 * 32 * 2 and gather.sent_bytes == gather.bytes * 3 / 4
     assert (reduce.axes, reduce.size, reduce.count) == ("data", 2, 1)
     assert reduce.bytes == 4096 and reduce.sent_bytes == 2 * 4096 / 2
+
+
+@pytest.mark.parametrize(
+    "sending",
+    ["ROOT %y = bf16[64]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}",
+     "%p = (bf16[64]{0}, bf16[64]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}\n"
+     "  ROOT %y = bf16[64]{0} collective-permute-done(%p)",
+     "ROOT %y = bf16[64]{0} ragged-all-to-all(%x, %x, %x, %x, %x, %x), replica_groups={{0,1}}",
+     "%p = bf16[64]{0} all-reduce-start(%x), replica_groups={{0,1}}\n  ROOT %y = bf16[64]{0} all-reduce-done(%p)"],
+)  # fmt: skip
+def test_what_is_sent_is_no_kernels_work(sending):
+    text = f"ENTRY %main (x: bf16[64]) -> bf16[64] {{\n  %x = bf16[64]{{0}} parameter(0)\n  {sending}\n}}\n"
+    program = Program(text)
+    times = roofline(program, find_collectives(program, {"data": 1, "fsdp": 8}, POD), POD)
+    assert times.memory_bytes == times.kernel_seconds == 0 < times.collective_seconds == times.step_seconds
 
 
 @pytest.mark.parametrize(
