@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path as LocalPath
 from typing import Any
@@ -155,25 +156,28 @@ def make_job(experiment: Experiment, devices: list[Any]) -> Job:
 
 def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
     """Compiles the step and measures it; see `docs/scale.md` for the keys. `save` is a folder for what is compiled."""
+    if save is not None:
+        jax.config.update("jax_compilation_cache_dir", str(save))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")  # nothing here can load a step
     start = time.perf_counter()
     lowered = job.lower()
     with tempfile.TemporaryDirectory() as folder:
+        # Where the compiler writes down what it made is no part of the key under which a pod finds the step again.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_train"}
-        if save is not None:  # options are part of the key under which the compiled step is found again
-            options = {}
-            jax.config.update("jax_compilation_cache_dir", str(save))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         try:
-            compiled = lowered.compile(compiler_options=options)
-        except Exception as error:
-            memory = _memory_of_failure(error, pod)
-            compiled = None
+            memory, done = _memory(lowered.compile(compiler_options=options), pod), True
+        except Exception as error:  # XLA's errors have no type of their own
+            memory, done = _memory_of_failure(error, job, pod), False
         seconds = time.perf_counter() - start
-        text, assignment, usage = (_dumped(folder, kind) for kind in ("", "-buffer-assignment", "-memory-usage-report"))
-    if compiled is not None:
-        memory, text = _memory(compiled, usage, pod), text or compiled.as_text()
-    if compiled is not None and save is not None:
+        kinds = ("", "_before_buffer_assignment", "-buffer-assignment", "-memory-usage-report")
+        text, unassigned, assignment, usage = (_dumped(folder, kind) for kind in kinds)
+    if usage:
+        memory["peak"] = peak_of(usage)
+    if save is not None and done:
         _save(job, save)
+    text = text or unassigned  # where memory was not enough, the program is known and its places are not
+    check(bool(text), f"XLA gave up on this step for {pod} before its program was made")
     program = Program(text)
     collectives = find_collectives(program, job.ways, pod)
     times = roofline(program, collectives, pod)
@@ -184,7 +188,7 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
         "remat": job.model.remat,
         "parameters": size(job.builder.model.shapes),
         "hbm_bytes": memory,
-        "fits": memory["peak"] <= memory["capacity"],
+        "fits": done and memory["peak"] <= memory["capacity"],
         "buffers": [dataclasses.asdict(each) for each in largest_buffers(assignment, text, program)],
         "model_flops": job.model_flops,
         "hardware_flops": times.hardware_flops,
@@ -231,34 +235,52 @@ def speed(model_flops: float, step_seconds: float, training: Training, pod: Pod)
     }
 
 
-def _memory(compiled: jax.stages.Compiled, usage: str, pod: Pod) -> dict[str, int]:
-    """Sizes as the compiler gives them, and the peak by its report on memory, where that was written.
+def _memory(compiled: jax.stages.Compiled, pod: Pod) -> dict[str, int]:
+    """Sizes as the compiler gives them; the peak is their sum, until the report on memory says better.
 
     For TPU the temporaries count a loop's own twice: as part of the heap, and again as what the heap has beyond the
-    arrays that live outside of loops. The report's total is what a chip allocates.
+    arrays that live outside of loops.
     """
     found = compiled.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
-    outputs, aliased = found.output_size_in_bytes, found.alias_size_in_bytes
-    total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", usage)
-    peak = int(total[1]) if total else arguments + temporaries + outputs - aliased
-    return _hbm(arguments, temporaries, outputs, aliased, peak, pod)
+    return _hbm(arguments, temporaries, found.output_size_in_bytes, found.alias_size_in_bytes, pod)
 
 
-def _hbm(arguments: int, temporaries: int, outputs: int, aliased: int, peak: int, pod: Pod) -> dict[str, int]:
+def _hbm(arguments: int, temporaries: int, outputs: int, aliased: int, pod: Pod) -> dict[str, int]:
     return {
-        "arguments": arguments, "temporaries": temporaries, "outputs": outputs, "aliased": aliased, "peak": peak,
-        "capacity": int(pod.chip.memory),
+        "arguments": arguments, "temporaries": temporaries, "outputs": outputs, "aliased": aliased,
+        "peak": arguments + temporaries + outputs - aliased, "capacity": int(pod.chip.memory),
     }  # fmt: skip
 
 
-def _memory_of_failure(error: Exception, pod: Pod) -> dict[str, int]:
-    """What the compiler says it would have needed, where it gave up for want of memory."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
-    if found is None:
+def peak_of(usage: str) -> int:
+    """What a chip allocates in HBM, by the text of the compiler's report on memory."""
+    return int(re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", usage)[1])
+
+
+def bytes_wanted(message: str) -> tuple[int, bool] | None:
+    """What XLA:TPU says a step would use of HBM when it gives up for want of it, and whether arguments are counted.
+
+    None for other errors.
+    """
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    whole = found is not None
+    found = found or re.search(r"memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds", message)
+    return found and (int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")), whole)
+
+
+def _memory_of_failure(error: Exception, job: Job, pod: Pod) -> dict[str, int]:
+    """What the compiler says it would have needed, where it gave up for want of memory.
+
+    Raises:
+        UserError: it gave up for another reason.
+    """
+    wanted = bytes_wanted(str(error))
+    if wanted is None:
         raise UserError(f"XLA cannot compile this step for {pod}: {str(error).splitlines()[0]}") from error
-    peak = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-    return _hbm(0, 0, 0, 0, peak, pod)
+    state, batch = (sum(_bytes_here(leaf) for leaf in jax.tree.leaves(tree)) for tree in (job.state, job.batch))
+    size, whole = wanted
+    return _hbm(state + batch, size - (state + batch if whole else 0), state, state, pod)
 
 
 def _dumped(folder: str, kind: str) -> str:
@@ -281,7 +303,12 @@ def layout_rows(job: Job) -> list[dict[str, Any]]:
     return rows
 
 
+def _bytes_here(array: jax.ShapeDtypeStruct) -> int:
+    """Bytes of one device's part of an array."""
+    return int(np.prod(array.sharding.shard_shape(array.shape))) * array.dtype.itemsize
+
+
 def _layout_row(kind: str, name: str, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Mapping[str, Any]:
-    here = int(np.prod(sharding.shard_shape(shape))) * np.dtype(dtype).itemsize
+    here = _bytes_here(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
     spec = [list(part) if isinstance(part, tuple) else part for part in sharding.spec]
     return {"kind": kind, "name": name, "shape": list(shape), "dtype": str(dtype), "spec": spec, "bytes": here}

@@ -39,15 +39,21 @@ def test_peak_is_as_recorded(name):
 TINY = [
     "--gin_file=gin_configs/runs/llama2_7b.gin", "--gin.TransformerConfig.num_layers=2", "--gin.BATCH_SIZE=64",
     "--gin.TransformerConfig.embed_dim=1024", "--gin.TransformerConfig.num_heads=8", "--gin.SEQUENCE_LENGTH=512",
-    "--gin.TransformerConfig.mlp_dim=2048", "--gin.TransformerConfig.vocab_size=8192", "--topology=v5e:2x4",
+    "--gin.TransformerConfig.kv_heads=8", "--gin.TransformerConfig.mlp_dim=2048", "--gin.TransformerConfig.vocab_size=8192", "--topology=v5e:2x4",
 ]  # fmt: skip
 
 
 def test_what_does_not_fit_says_what_would():
-    code, out, err = pretrain("plan", *TINY[:1], "--topology=v5e:2x2")
+    """The compiler gives up and says how much memory it wanted: that is an answer."""
+    code, out, err = pretrain("plan", *TINY[:1], "--topology=v5e:2x2", "--json")
     assert code == 3, err[-2000:]
-    assert "DOES NOT FIT" in out and "cheapest changes" in out
     assert "does not fit on v5e:2x2" in err
+    result = json.loads(out)
+    memory = result["hbm_bytes"]
+    assert not result["fits"] and memory["peak"] > memory["capacity"]
+    assert memory["arguments"] > 12 * result["parameters"] / 4  # a quarter of float32 parameters and moments
+    assert 1 <= result["hardware_flops"] / result["model_flops"] < 1.4
+    assert len(result["changes"]) == 3
 
 
 def test_saved_plans_are_a_compilation_cache(tmp_path):
