@@ -21,6 +21,7 @@ from pretrain.models.config import REMAT_NAMES, TransformerConfig
 from pretrain.models.flops import count_flops
 from pretrain.plan.chips import Pod, parse_pod
 from pretrain.plan.estimate import Setting, estimate
+from pretrain.plan.shapes import count_parameters
 
 LENGTH = 2048
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +91,8 @@ def maxtext_model(billions: int, remat: str) -> TransformerConfig:
 def setting(model: TransformerConfig, pod: Pod, batch: int, length: int, tensor: int = 1) -> Setting:
     """Replicas on slices, fully sharded inside, `batch` sequences a chip."""
     ways = {"data": pod.slices, "fsdp": pod.slice_chips // tensor, "stage": 1, "context": 1, "expert": 1}
-    return Setting(model, batch * pod.chips, length, 1, {**ways, "tensor": tensor})
+    parameters = count_parameters(model).total
+    return Setting(model, batch * pod.chips, length, 1, {**ways, "tensor": tensor}, parameters)
 
 
 def prediction(name: str, model: TransformerConfig, pod: Pod, batch: int, length: int, tensor: int, mfu: float) -> dict:

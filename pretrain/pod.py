@@ -9,15 +9,16 @@ from pretrain import ahead_of_time
 from pretrain.core import config
 from pretrain.core.errors import RunError, UserError, check
 from pretrain.core.storage import Path
+from pretrain.core.trees import size
 from pretrain.experiment import Experiment
+from pretrain.models.build import build_model
 from pretrain.plan.chips import Pod, parse_pod
 from pretrain.plan.estimate import ASSUMPTIONS, Setting, candidates, changes_that_fit, estimate
 from pretrain.plan.pod_table import layout_table, pod_table, search_table
-from pretrain.plan.shapes import count_parameters
 from pretrain.sharding.mesh import MeshConfig
 from pretrain.sharding.rules import MESH_AXES
 
-COMPILED = 3  # of a search's candidates, the first by formula
+COMPILED, SHOWN = 3, 20  # of a search's candidates: the first by formula, and how many in all
 
 
 class DoesNotFit(RunError):
@@ -63,7 +64,8 @@ def setting_of(experiment: Experiment, pod: Pod) -> Setting:
     """What the loaded configuration sets, on all chips of a pod."""
     training, model = experiment.training, ahead_of_time.model_with_vocabulary()
     ways = dict(zip(MESH_AXES, MeshConfig().shape(pod.chips), strict=True))
-    return Setting(model, training.batch_size, training.sequence_length, training.microbatches, ways)
+    parameters = size(build_model(model, experiment.objective.model_needs).shapes)
+    return Setting(model, training.batch_size, training.sequence_length, training.microbatches, ways, parameters)
 
 
 def by_formula(experiment: Experiment, pod: Pod) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def by_formula(experiment: Experiment, pod: Pod) -> dict[str, Any]:
         "mesh": setting.ways,
         "remat": setting.model.remat,
         "estimate": "nothing was compiled; memory is good to about a third",
-        "parameters": count_parameters(setting.model).total,
+        "parameters": setting.parameters,
         "hbm_bytes": {name: int(value) for name, value in memory.items()},
         "fits": guess.peak <= pod.chip.memory,
         "model_flops": guess.model_flops,
@@ -90,7 +92,10 @@ def by_formula(experiment: Experiment, pod: Pod) -> dict[str, Any]:
 
 
 def search(gin_files: list[str], bindings: list[str], pod: Pod) -> list[dict[str, Any]]:
-    """Meshes x remat x microbatches that fit, the fastest first; the first few compiled, where there is a compiler."""
+    """Meshes x remat x microbatches that fit, the fastest first; the first few compiled, where there is a compiler.
+
+    At the end those that the run refused when they were to be compiled, with the reason.
+    """
     start = setting_of(Experiment(""), pod)
     ranked = sorted(
         ((estimate(setting, pod), setting) for setting in candidates(start, pod)),
@@ -99,20 +104,26 @@ def search(gin_files: list[str], bindings: list[str], pod: Pod) -> list[dict[str
     fitting = [(guess, setting) for guess, setting in ranked if guess.peak <= pod.chip.memory]
     if not fitting:
         raise DoesNotFit(f"no mesh, remat policy and number of microbatches fits on {pod}, by formula")
-    rows = [_row(setting, guess.peak, guess.step_seconds, guess.model_flops, pod, start) for guess, setting in fitting]
-    compiled = []
-    for (_, setting), row in zip(fitting[: COMPILED if pod.is_tpu else 0], rows, strict=False):
-        config.load(gin_files, [*bindings, *(b.removeprefix("--gin.") for b in setting.bindings(start))])
+    formula = [
+        _row(setting, guess.peak, guess.step_seconds, guess.model_flops, pod, start) for guess, setting in fitting
+    ]
+    compiled, refused = [], []
+    for (_, setting), row in zip(fitting, formula, strict=True):
+        if not pod.is_tpu or len(compiled) == COMPILED:
+            break
         try:
+            config.load(gin_files, [*bindings, *(b.removeprefix("--gin.") for b in setting.bindings(start))])
             job = ahead_of_time.make_job(Experiment(""), ahead_of_time.tpu_devices(pod))
-        except UserError:  # the formula's candidates know of fewer constraints than the run
+            result = ahead_of_time.compile_job(job, pod)
+        except UserError as refusal:  # the formula's candidates know of fewer constraints than the run
+            refused.append({**row, "fits": False, "source": f"refused: {refusal}"})
+            row["source"] = "refused"
             continue
-        result = ahead_of_time.compile_job(job, pod)
         found = result["hbm_bytes"]["peak"], result["step_seconds"], result["model_flops"]
         compiled.append({**_row(setting, *found, pod, start), "fits": result["fits"], "source": "compiled"})
-        row["source"] = "formula; compiled above"
+        row["source"] = "compiled"
     compiled.sort(key=lambda row: (not row["fits"], row["step_seconds"], row["peak"]))
-    return [*compiled, *(row for row in rows[:20] if row["source"] == "formula")]
+    return [*compiled, *(row for row in formula if row["source"] == "formula")][:SHOWN] + refused
 
 
 def _row(setting: Setting, peak: float, seconds: float, flops: float, pod: Pod, start: Setting) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reports of steps that compile, that do not, and that are saved: a compiler that says what libtpu says stands in for it."""
+"""Reports of steps that compile, that do not, and that are saved; what says what libtpu says stands in for it."""
 
 import json
 from pathlib import Path
@@ -30,8 +30,11 @@ TEMPORARIES = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (198.44G) exceeds "
     "available HBM (15.75G)."
 )
-USED = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
-SIZES = dict(argument_size_in_bytes=3000, temp_size_in_bytes=4000, output_size_in_bytes=200, alias_size_in_bytes=100)
+USED = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+SIZES = {
+    "argument_size_in_bytes": 3000, "temp_size_in_bytes": 4000, "output_size_in_bytes": 200,
+    "alias_size_in_bytes": 100,
+}  # fmt: skip
 
 
 class Compiler:

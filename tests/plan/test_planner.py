@@ -19,7 +19,6 @@ from pretrain.main import main
 from pretrain.models.config import TransformerConfig
 from pretrain.models.flops import count_flops
 from pretrain.plan.costs import CHIPS, Costs, parse_topology
-from pretrain.plan.flops import count_memory
 from pretrain.plan.laws import ParametricLaw
 from pretrain.plan.planner import make_plan, ratio_warning
 from pretrain.plan.shapes import count_parameters, shape_for
@@ -89,16 +88,6 @@ def test_a_shape_comes_near_the_wanted_size(params):
     near = 0.5 if params < 8 else 0.25 if params < 9 else 0.1
     assert abs(count_parameters(shape).total / 10**params - 1) < near
     assert shape.num_heads % shape.num_kv_heads == 0
-
-
-def test_memory_grows_with_tokens_and_shrinks_with_remat():
-    config = dataclasses.replace(CONFIG, remat="none")
-    full = dataclasses.replace(CONFIG, remat="full")
-    one, two = (count_memory(config, tokens, 16) for tokens in (64, 128))
-    assert two.activations == 2 * one.activations and two.params == one.params
-    assert count_memory(full, 64, 16).activations < one.activations
-    assert one.optimizer == 8 * count_parameters(CONFIG).total
-    assert one.total == one.params + one.gradients + one.optimizer + one.activations
 
 
 def test_a_budget_by_tokens_or_parameters_is_the_compute_whose_optimum_has_them():

@@ -38,8 +38,9 @@ def test_peak_is_as_recorded(name):
 
 TINY = [
     "--gin_file=gin_configs/runs/llama2_7b.gin", "--gin.TransformerConfig.num_layers=2", "--gin.BATCH_SIZE=64",
-    "--gin.TransformerConfig.embed_dim=1024", "--gin.TransformerConfig.num_heads=8", "--gin.SEQUENCE_LENGTH=512",
-    "--gin.TransformerConfig.kv_heads=8", "--gin.TransformerConfig.mlp_dim=2048", "--gin.TransformerConfig.vocab_size=8192", "--topology=v5e:2x4",
+    "--gin.TransformerConfig.embed_dim=1024", "--gin.TransformerConfig.num_heads=8",
+    "--gin.TransformerConfig.kv_heads=8", "--gin.TransformerConfig.mlp_dim=2048",
+    "--gin.TransformerConfig.vocab_size=8192", "--gin.SEQUENCE_LENGTH=512", "--topology=v5e:2x4",
 ]  # fmt: skip
 
 
