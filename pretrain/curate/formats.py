@@ -9,6 +9,9 @@ An input is a path, a glob or a folder, whose files are read by their extension,
     tfds:NAME:SPLIT        a prepared TensorFlow data set (`registered.py`)
     seqio:TASK:SPLIT       the source of a registered seqio task or mixture
     pusht:EPISODES         episodes of a simulated robot, made as they are read (`pusht.py`)
+    audio:PATH             folders of WAV files, with transcripts (`recordings.py`)
+    tones:RECORDINGS       made-up words of gliding tones, no speech (`spoken.py`)
+    espeak:RECORDINGS      spoken numbers by espeak-ng, where it is installed (`spoken.py`)
     digits:pictures        handwritten digits with classes; digits:FILMS in motion (`digits.py`)
     FORMAT:PATH            files of any extension, read as FORMAT: "text:notes/*.log", "jsonl:dump/part-*"
 """
@@ -17,7 +20,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from pretrain.curate import books, digits, glyphs, pusht, python_library, readers, registered, source_code, webdataset
+from pretrain.curate import (
+    books,
+    digits,
+    glyphs,
+    pusht,
+    python_library,
+    readers,
+    recordings,
+    registered,
+    source_code,
+    spoken,
+    webdataset,
+)
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -47,8 +62,13 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     PYTHON: lambda file, fields: python_library.read_module(file),
     glyphs.FORMAT: lambda file, fields: glyphs.read_face(file),
     webdataset.FORMAT: webdataset.read_shard,
+    recordings.FORMAT: recordings.read_recording,
+    spoken.TONES: spoken.read_part,
+    spoken.ESPEAK: spoken.read_part,
 }
-NOT_PATHS = {PYTHON, glyphs.FORMAT, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT}
+NOT_PATHS = {
+    PYTHON, glyphs.FORMAT, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT, spoken.TONES, spoken.ESPEAK,
+}  # fmt: skip
 
 
 def split_format(given: str) -> tuple[str | None, str]:
@@ -83,6 +103,10 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
         return digits.find_parts(pattern, source), Counter()
     if format_ == pusht.FORMAT:
         return pusht.find_episodes(pattern, source), Counter()
+    if format_ in (spoken.TONES, spoken.ESPEAK):
+        return spoken.find_parts(format_, pattern, source), Counter()
+    if format_ == recordings.FORMAT:
+        return recordings.find_recordings(pattern, source)
     if format_ == source_code.FORMAT:
         return source_code.find_repositories(pattern, source), Counter()
     return find_files(pattern, source, format_)
