@@ -108,7 +108,10 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="pretrain-") as folder, open(reader, "rb", buffering=0) as signs:
             stacks = os.path.join(folder, "stacks")
             environment = {**os.environ, lifeline.VARIABLE: f"{writer}:{stacks}"}
-            self._child = subprocess.Popen(self._command, env=environment, pass_fds=[writer], process_group=0)
+            child = subprocess.Popen(self._command, env=environment, pass_fds=[writer], process_group=0)
+            self._child, asked = child, self._stopping  # no signal is handled between the two
+            if asked is not None:  # while it was being started, when there was nobody to pass it on to
+                child.send_signal(asked)
             os.close(writer)
             try:
                 hang = self._follow(signs, stacks)

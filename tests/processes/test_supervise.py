@@ -11,6 +11,7 @@ import time
 import pytest
 from tiny import ROOT
 
+from pretrain.supervise import Supervisor
 from pretrain.train.events import read_events
 
 TOY = pathlib.Path(__file__).with_name("toy_trainer.py")
@@ -89,6 +90,19 @@ def test_a_request_to_stop_is_passed_on_and_nothing_starts_again(tmp_path):
     output, told = process.communicate(timeout=60)
     assert json.loads(output.splitlines()[-1])[0] == 75, told
     assert (tmp_path / "started").read_text() == "x"
+
+
+def test_a_request_that_comes_while_the_trainer_is_being_started_is_passed_on(tmp_path, monkeypatch):
+    real = subprocess.Popen
+
+    def asked_meanwhile(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", asked_meanwhile)
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    code = Supervisor([str(tmp_path), "wait:2"], 3, str(tmp_path), (sys.executable, str(TOY))).run()
+    assert code in (75, 128 + signal.SIGTERM)  # not killed for the sign of life that it owes a second later
 
 
 def test_the_trainer_does_not_outlive_its_supervisor(tmp_path):
