@@ -49,7 +49,8 @@ class HardwareChecks:
         every = self._config.recompute_every
         if not every or step % every:
             return train_step(state, batch)
-        copy = jax.tree.map(jnp.copy, state)  # the step takes the memory of its state
+        # The step takes the memory of its state. Each copy lies where its array does: moments may wait on the host.
+        copy = jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
         result, again = train_step(state, batch), train_step(copy, batch)
         differing = [
             name for name, differs in named_leaves(jax.device_get(_different(result, again))).items() if differs
@@ -110,6 +111,7 @@ def _different(some: Any, other: Any) -> Any:
     """For each array whether any bit differs; not-a-numbers are equal where their bits are."""
 
     def bits(x: jax.Array) -> jax.Array:
+        x = jax.device_put(x, jax.memory.Space.Device)
         whole = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
         return x if jnp.issubdtype(x.dtype, jnp.bool_) else jax.lax.bitcast_convert_type(x, whole)
 

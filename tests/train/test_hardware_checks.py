@@ -57,6 +57,21 @@ def test_one_flipped_bit_is_found(tmp_path, wrong_call):
     assert (event["kind"], event["step"], event["arrays"]) == ("wrong_result", 5, 1)
 
 
+def test_moments_that_wait_on_the_host_are_copied_and_compared_there(tmp_path):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    host = device.with_memory_kind("pinned_host")
+
+    def compute(state, batch):
+        moment = jax.device_put(state["moment"], jax.memory.Space.Device) * 0.5 + batch
+        return {"moment": moment, "w": state["w"] - moment}, {"loss": jnp.sum(batch)}
+
+    layout = {"moment": host, "w": device}
+    step = jax.jit(compute, donate_argnums=0, in_shardings=(layout, device), out_shardings=(layout, device))
+    state = {"moment": jax.device_put(jnp.ones(4), host), "w": jnp.ones(4)}
+    after, _ = HardwareChecks(EventLog(tmp_path), Supervision(recompute_every=1)).twice(step, 1, state, jnp.ones(4))
+    assert after["moment"].sharding.memory_kind == "pinned_host" and after["w"].tolist() == [-0.5] * 4
+
+
 @pytest.fixture
 def three_hosts(monkeypatch):
     """This is the first of three processes; the speeds of the others are what the test says."""
