@@ -247,6 +247,8 @@ class Checkpointer:
     ) -> tuple[TrainState, dict[str, Any]]:
         """The state of `step` (newest by default), laid out as `shardings`, and its data position.
 
+        Of `control` it has what is asked for and was kept: a run that goes on may steer its updates in another way.
+
         Raises:
             UserError: there is no such checkpoint, or it is of another model or optimizer.
             RunError: it is damaged.
@@ -257,7 +259,13 @@ class Checkpointer:
             manifest.holds == "state",
             f"{tier[step]} holds parameters only, there is no run to go on with: start one with --init_from",
         )
-        self._check_same(tier[step], _fields(shapes))
+        stored = _stored(tier[step])
+        kept = [name for name in shapes.control if f"control/{name}" in stored]
+        shapes, shardings = (
+            dataclasses.replace(tree, control={name: tree.control[name] for name in kept})
+            for tree in (shapes, shardings)
+        )
+        _check_same(tier[step], stored, _fields(shapes))
         args = _restore_args(_fields(shapes), _fields(shardings))
         restored = _damage_is_failure(tier[step], lambda: read_tree(tier[step], args))
         return TrainState(**restored), manifest.position
@@ -270,8 +278,8 @@ class Checkpointer:
             RunError: it is damaged.
         """
         step, tier = self._existing(step)
-        self._check_same(tier[step], {"params": shapes})
-        args = _restore_args({"params": shapes}, {"params": shardings}, partial=True)
+        _check_same(tier[step], _stored(tier[step]), {"params": shapes})
+        args = _restore_args({"params": shapes}, {"params": shardings})
         return _damage_is_failure(tier[step], lambda: read_tree(tier[step], args))["params"]
 
     def _existing(self, step: int | None) -> tuple[int, CheckpointFolder]:
@@ -285,17 +293,6 @@ class Checkpointer:
         if jax.process_index() == 0 and self._whole_tier(step) is None:
             raise RunError(f"the checkpoint of step {step} in {self._durable.path} is damaged: choose another step")
         return step, self._whole.get(step, self._durable)
-
-    def _check_same(self, checkpoint: Path, wanted: dict[str, Any]) -> None:
-        """Names, shapes and (for a whole state) dtypes of what is there and of what is asked for are the same."""
-        stored = _damage_is_failure(checkpoint, lambda: stored_shapes(checkpoint))
-        exact = "opt_state" in wanted
-        theirs = {name: _shown(*about, exact) for name, about in stored.items() if name.split("/")[0] in wanted}
-        ours = {name: _shown(leaf.shape, leaf.dtype, exact) for name, leaf in named_leaves(wanted).items()}
-        for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name)):
-            there, here = (tree.get(name, "missing") for tree in (theirs, ours))
-            what = "model" if name.startswith("params/") else "optimizer"
-            check(there == here, f"{checkpoint} is of another {what}: {name} is {there} there and {here} here")
 
     def _tell(self, kind: str, step: int, text: str, **evidence: Any) -> None:
         say(f"checkpoints: {text}")
@@ -314,10 +311,29 @@ def _fields(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "control" or value}
 
 
-def _restore_args(shapes: dict, shardings: dict, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+def _stored(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    return _damage_is_failure(checkpoint, lambda: stored_shapes(checkpoint))
+
+
+def _check_same(checkpoint: Path, stored: Mapping[str, tuple], wanted: dict[str, Any]) -> None:
+    """Names, shapes and (for a whole state) dtypes of what is there and of what is asked for are the same."""
+    exact = "opt_state" in wanted
+    ours = {name: _shown(leaf.shape, leaf.dtype, exact) for name, leaf in named_leaves(wanted).items()}
+    theirs = {
+        name: _shown(*about, exact)
+        for name, about in stored.items()
+        if name in ours or name.split("/")[0] in wanted.keys() - {"control"}
+    }
+    for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name)):
+        there, here = (tree.get(name, "missing") for tree in (theirs, ours))
+        what = "model" if name.startswith("params/") else "optimizer"
+        check(there == here, f"{checkpoint} is of another {what}: {name} is {there} there and {here} here")
+
+
+def _restore_args(shapes: dict, shardings: dict) -> ocp.args.PyTreeRestore:
     item = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    return ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=partial)
+    return ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
 
 
 def _shown(shape: tuple[int, ...], dtype: Any, exact: bool) -> str:

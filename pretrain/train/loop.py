@@ -202,8 +202,9 @@ class Trainer:
                         return self.steps(state, start, checkpointer, log, stop)
                     except Rewind as found:
                         spike = found.with_traceback(None)  # which holds the state that diverged in memory
-                    state, start = self._rewind(spike, checkpointer)
-                    log.rewind(start)
+                    with self.keeper.spending("restart"):
+                        state, start = self._rewind(spike, checkpointer)
+                        log.rewind(start)
             finally:
                 log.close()
 
@@ -212,7 +213,8 @@ class Trainer:
         state = jax.jit(self._fresh_state, out_shardings=self.state_shardings)()
         if self.initial_params is None:
             return state
-        return dataclasses.replace(state, params=jax.device_put(self.initial_params, self.state_shardings.params))
+        params = jax.device_put(self.initial_params, self.state_shardings.params, may_alias=False)  # steps take theirs
+        return dataclasses.replace(state, params=params)
 
     def _fresh_state(self) -> TrainState:
         builder = self.builder
@@ -230,6 +232,9 @@ class Trainer:
         """The state of a checkpoint, with the data and the watch where they were; `course` in place of the kept one."""
         shapes = jax.eval_shape(self._fresh_state)
         state, position = checkpointer.restore(shapes, self.state_shardings, step)
+        if state.control.keys() != shapes.control.keys():
+            begun = jax.jit(self.builder.begin_control, out_shardings=self.state_shardings.control)()
+            state = dataclasses.replace(state, control={**begun, **state.control})
         self.watch.resume(position.pop("recovery", None), course)
         self.data.resume(position)
         return state

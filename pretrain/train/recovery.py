@@ -141,10 +141,11 @@ class Watch:
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
-        return {"detector": self._state.to_json(), "course": dataclasses.asdict(self.course)}
+        course, policy = dataclasses.asdict(self.course), dataclasses.asdict(self.recovery)
+        return {"detector": self._state.to_json(), "course": course, "policy": policy}
 
     def resume(self, kept: Mapping[str, Any] | None, course: Course | None = None) -> None:
-        """Goes on from what a checkpoint kept; None for the beginning of a run.
+        """Goes on from what a checkpoint kept; None for the beginning of a run. Under another policy, tries begin anew.
 
         Args:
             kept: what `kept` gave.
@@ -154,6 +155,8 @@ class Watch:
         self._state = State.from_json(kept["detector"], self.detector) if kept else fresh(self.detector)
         old = {**kept.get("course", {})}
         skips = tuple((first, stop) for first, stop in old.pop("skips", ()))
+        if kept.get("policy") != dataclasses.asdict(self.recovery):
+            old["tries"] = 0
         self.course = course or Course(skips, **old)
 
     def wanted(self, steps: Iterable[int]) -> list[int]:

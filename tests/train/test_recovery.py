@@ -1,16 +1,20 @@
 """Rewinds: where to, around what, how often, and that planted faults are found and overcome."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from finished_runs import assert_same_end, metrics
 from planted import AT, in_a_process, overcome, trainer
 
+from pretrain.core import lifeline
 from pretrain.core.errors import RunError, UserError
 from pretrain.experiment import Experiment
 from pretrain.train.events import EventLog, read_events
 from pretrain.train.recovery import Course, Recovery, Rewind, Watch
 from pretrain.train.spikes import Detector
+from pretrain.train.timekeeper import Supervision
 
 
 def test_a_course_leaves_out_its_skips():
@@ -114,10 +118,48 @@ def test_wrong_policies_are_refused(wrong):
         Recovery(**wrong)
 
 
-def test_a_rewound_run_is_one_that_never_saw_the_fault(tiny_cache, tmp_path):
-    """Bit for bit: what led to the spike leaves no trace but its event."""
+def test_tries_begin_anew_under_another_policy(tmp_path):
+    """Or the advice to lower the rate would come too late: the run would stop at the first sign of the spike."""
+    observer = watch(tmp_path)
+    observer.resume(None, Course(((30, 50),), 2, 41, 30))
+    kept = json.loads(json.dumps(observer.kept()))
+    for again, tries in ((watch(tmp_path), 2), (watch(tmp_path, lower_rate=0.5), 0)):
+        again.resume(kept)
+        assert again.course == Course(((30, 50),), tries, 41, 30)
+
+
+def test_lowering_the_rate_may_begin_and_end_with_a_checkpoint(tiny_cache, tmp_path):
+    for steps, rate in ((20, 1.0), (21, 0.5), (22, 1.0)):
+        more = (f"TRAIN_STEPS={steps}", f"Recovery.lower_rate={rate}", "Training.eval_every=0")
+        state = trainer(tmp_path / "run", tiny_cache, None, more).run()
+        assert int(state.step) == steps
+        control = {name: float(value) for name, value in state.control.items()}
+        assert control == ({} if rate == 1 else {"rate_factor": 1.0, "rate_until": 0.0})
+
+
+def test_given_parameters_are_there_for_a_second_beginning(tiny_cache, tmp_path):
+    """A step takes the memory of its state; a rewind to step 0 needs the parameters of `--init_from` once more."""
+    run = trainer(tmp_path / "run", tiny_cache, None)
+    run.initial_params = run.initial_state().params
+    expected = jax.tree.map(np.asarray, run.initial_params)
+    batch = run._place(next(run.data.batches(0)))
+    run.train_step(run.initial_state(), batch)
+    again = run.initial_state()
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, expected))
+
+
+def test_a_rewound_run_is_one_that_never_saw_the_fault(tiny_cache, tmp_path, monkeypatch):
+    """Bit for bit: what led to the spike leaves no trace but its event. The supervisor hears of it and has patience."""
+    signs = []
+    monkeypatch.setattr(lifeline, "sign", lambda limit=None, **news: signs.append({"limit": limit, **news}))
     final = trainer(tmp_path / "run", tiny_cache, "poisoned").run()
     event = overcome(tmp_path / "run", "poisoned")
+    first = next(number for number, sign in enumerate(signs) if sign.get("step") == event["step"])
+    assert signs[first]["phase"] == "productive" and signs[first]["limit"] == Supervision().hang_floor
+    rewind = next(sign for sign in signs[first:] if sign["phase"] == "restart")
+    assert rewind["step"] == event["step"] and rewind["limit"] == Supervision().patience
+    before, after = json.loads((tmp_path / "run" / "goodput.json").read_text())["incarnations"]
+    assert (before["last_step"], after["first_step"]) == (event["step"], event["to"])
     sound = trainer(tmp_path / "sound", tiny_cache, None)
     sound.watch.course = Course((tuple(event["skipped"]),))
     for ours, theirs in zip(jax.tree.leaves(final), jax.tree.leaves(sound.run()), strict=True):
