@@ -43,6 +43,14 @@ BINDINGS = (
     "Recovery.grid=20",
     "Detector.window=64",  # over 128 steps so short a run's loss has a wide spread, by its fall
 )
+MOMENTS = {  # of a rewind: the call that it lies around, and whether after it
+    "before": (Trainer, "_rewind", False),
+    "decided": (Checkpointer, "remove_newer_than", False),
+    "removing": (Checkpointer, "_remove", True),
+    "removed": (Checkpointer, "remove_newer_than", True),
+    "restored": (Trainer, "_rewind", True),
+    "rows": (MetricsLog, "rewind", True),
+}
 
 
 class InfiniteGradient(StepBuilder):
@@ -124,14 +132,6 @@ def die_at(moment: str, mark: str) -> None:
 
         setattr(owner, name, call)
 
-    moments = {
-        "before": (Trainer, "_rewind", False),
-        "decided": (Checkpointer, "remove_newer_than", False),
-        "removing": (Checkpointer, "_remove", True),
-        "removed": (Checkpointer, "remove_newer_than", True),
-        "restored": (Trainer, "_rewind", True),
-        "rows": (MetricsLog, "rewind", True),
-    }
     if moment == "removing":  # `_remove` also works for the retention of every save
         original = Checkpointer.remove_newer_than
 
@@ -141,7 +141,7 @@ def die_at(moment: str, mark: str) -> None:
 
         Checkpointer.remove_newer_than = remove_newer_than
     else:
-        around(*moments[moment])
+        around(*MOMENTS[moment])
 
 
 def in_a_process(workdir, cached, fault: str, killed: str | None = None) -> None:

@@ -6,8 +6,9 @@ The clean run never sees the fault: it leaves out the same batches from the star
 import os
 
 import pytest
+from finished_runs import assert_same_end
 from loss_curves import clean_curves, findings
-from planted import FAULTS, STEPS, overcome, trainer
+from planted import FAULTS, MOMENTS, STEPS, in_a_process, overcome, trainer
 
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recovery import Course
@@ -46,6 +47,21 @@ def test_a_planted_fault_is_overcome(fault, clean, tiny_cache, tmp_path):
         f"{never:.5f}, of a run with nothing planted {all_data:.5f}"
     )
     assert abs(found / never - 1) <= 0.01
+
+
+@pytest.fixture(scope="module")
+def rewound(tiny_cache, tmp_path_factory):
+    """A run that rewound and was not killed."""
+    folder = tmp_path_factory.mktemp("rewound") / "run"
+    in_a_process(folder, tiny_cache, "poisoned")
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_of_a_rewind_it_ends_the_same(moment, rewound, tiny_cache, tmp_path):
+    in_a_process(tmp_path / "killed", tiny_cache, "poisoned", killed=moment)
+    overcome(tmp_path / "killed", "poisoned")
+    assert_same_end(tmp_path / "killed", rewound)
 
 
 def test_false_alarms_are_rare():
