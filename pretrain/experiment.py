@@ -115,7 +115,11 @@ class Experiment:
                 f"{workdir} holds no run yet: give --gin_file=FILE, e.g. gin_configs/runs/quickstart.gin",
             )
         gin_config.load(list(gin_files) or [str(saved)], bindings)
-        experiment = cls(workdir)
+        try:
+            experiment = cls(workdir)
+        except (TypeError, ValueError) as error:  # a config whose own checks did not expect such a value
+            told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            raise UserError(f"gin gives a value of a wrong kind: {told}") from error
         experiment.modules = tuple(module_import)
         if saved.exists() and any((experiment.workdir / made).exists() for made in RESULTS):
             gin_config.check_same_run(read_json(Path(workdir) / "config.json", dict[str, str]), MAY_CHANGE, workdir)

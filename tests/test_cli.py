@@ -75,6 +75,7 @@ def test_mistakes_on_the_command_line(capfd, arguments, says):
         ("TransformerConfig.num_heads=5", "multiple"),
         ("MeshConfig.data=3", "does not fit"),
         ("Training.microbatches=3", "multiple"),
+        ("Recipe.max_unreadable='x'", "gin gives a value of a wrong kind: '<=' not supported"),
     ],
 )
 def test_mistakes_in_bindings(capfd, tmp_path, tiny_cache, binding, says):

@@ -6,11 +6,18 @@ import platform
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy", "pyarrow")
+
+
+class Commit(TypedDict):
+    """The checkout, and whether files differ from it."""
+
+    commit: str
+    modified: bool
 
 
 class Environment(TypedDict):
@@ -23,7 +30,7 @@ class Environment(TypedDict):
     backend: str
     devices: dict[str, int]
     processes: int
-    git: dict[str, Any] | None
+    git: Commit | None
 
 
 def environment() -> Environment:
@@ -40,7 +47,7 @@ def environment() -> Environment:
     }
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> Commit | None:
     """The commit of the checkout at `folder` and whether files differ from it; None where there is none."""
     if not (folder / ".git").exists():  # not a repository that merely holds this folder, such as a user's home
         return None

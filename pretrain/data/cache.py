@@ -17,7 +17,6 @@ from pretrain.core.errors import UserError, check
 from pretrain.core.fields import check_fields
 from pretrain.data import engines, shuffle, tokenizers
 from pretrain.data.corpus import CorpusInput, document_files, read_documents
-from pretrain.data.records import Feature
 from pretrain.data.tokenizer_training import TokenizerConfig, load_path, train_or_load
 from pretrain.data.tokenizers import Tokenizer
 
@@ -43,13 +42,21 @@ class SplitInfo(TypedDict):
     shards: list[ShardInfo]
 
 
+class FeatureInfo(TypedDict):
+    """A feature, as `Feature.to_json` gives it."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
 class CacheInfo(TypedDict):
     """What `complete.json` holds at least."""
 
     format: int
     fingerprint: str
     tokenizer: NotRequired[dict[str, Any] | None]
-    features: list[Feature]
+    features: list[FeatureInfo]
     rates: NotRequired[dict[str, float] | None]
     sources: dict[str, dict[str, SplitInfo]]
 

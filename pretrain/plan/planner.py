@@ -141,7 +141,9 @@ def _compute_for(law: ParametricLaw | AllocationLaw, what: str, wanted: float) -
     """The budget whose optimum has so many tokens or parameters."""
     check(wanted > 0 and math.isfinite(wanted), f"{what} must be a positive number, got {wanted!r}")
     gap = lambda log_c: math.log(getattr(law.optimum(math.exp(log_c)), what) / wanted)  # noqa: E731
-    return math.exp(optimize.brentq(gap, math.log(1e6), math.log(1e40), xtol=1e-12))
+    least, most = math.log(1e6), math.log(1e40)
+    check(gap(least) <= 0 <= gap(most), f"{what}: {wanted:.3g} is the optimum of no budget from 1e6 to 1e40 FLOPs")
+    return math.exp(optimize.brentq(gap, least, most, xtol=1e-12))
 
 
 def _batch_tokens(flops: float) -> int:

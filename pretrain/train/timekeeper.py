@@ -14,10 +14,11 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import gin
 import jax
+import msgspec
 
 from pretrain.core import lifeline, processes
 from pretrain.core.console import say
@@ -27,8 +28,31 @@ from pretrain.core.storage import Path, is_remote, read_json, write_json
 
 FILE = "goodput.json"
 PHASES = ("productive", "compile", "data_wait", "checkpoint", "evaluation", "restart", "lost")
+Time = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]  # seconds; below 0 where a clock was set back
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+Seconds = TypedDict("Seconds", dict.fromkeys(PHASES[:-1], Time))
 _COMPILING = "/jax/core/compile/"  # what jax calls the durations of tracing, lowering and compiling
 _REMEMBERED = 64  # steps whose median is the usual one
+
+
+class Incarnation(TypedDict):
+    """What one process did, or what it did up to a rewind: Unix seconds; steps done, None before the first; phases."""
+
+    began: Time
+    ended: Time
+    first_step: Count | None
+    last_step: Count | None
+    finished: bool
+    seconds: Seconds
+
+
+class Goodput(TypedDict):
+    """What `goodput.json` holds: sums over all incarnations, and these."""
+
+    goodput: float | None  # a share
+    seconds: dict[str, Time]
+    lost_steps: Count
+    incarnations: list[Incarnation]
 
 
 @gin.configurable
@@ -83,7 +107,7 @@ class Timekeeper:
         self._last: int | None = None
         self._written, self._alarmed = 0.0, False
         self._stepped: float | None = None  # when the last step was done; None where something else came between
-        self._past: list[dict[str, Any]] = []
+        self._past: list[Incarnation] = []
 
     def __enter__(self) -> "Timekeeper":
         self._past = _read_past(self._path) if processes.is_first() else []
@@ -179,7 +203,7 @@ class Timekeeper:
             self.seconds["compile"] += seconds - counted
             self.seconds[self._phase] -= seconds - counted
 
-    def _entry(self) -> dict[str, Any]:
+    def _entry(self) -> Incarnation:
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         return {
             "began": round(self._began, 3), "ended": round(self._since, 3), "first_step": self._first,
@@ -187,7 +211,7 @@ class Timekeeper:
         }  # fmt: skip
 
 
-def account(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def account(entries: list[Incarnation]) -> dict[str, Any]:
     """The sums over all incarnations of a run: {"goodput": share, "seconds": by phase, "lost_steps": ...}.
 
     An incarnation's steps beyond the first one of a later incarnation were done again: that share of its productive
@@ -195,9 +219,9 @@ def account(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """
     seconds, lost_steps, after = dict.fromkeys(PHASES, 0.0), 0, float("inf")
     for entry in reversed(entries):
-        for phase, value in entry["seconds"].items():
-            seconds[phase] += value
-        if entry["first_step"] is None:
+        for phase in PHASES[:-1]:
+            seconds[phase] += entry["seconds"][phase]
+        if entry["first_step"] is None or entry["last_step"] is None:
             continue
         steps = entry["last_step"] - entry["first_step"]
         lost = min(steps, max(0, entry["last_step"] - after))
@@ -217,10 +241,10 @@ def account(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _read_past(path: Path) -> list[dict[str, Any]]:
+def _read_past(path: Path) -> list[Incarnation]:
     try:
-        return read_json(path)["incarnations"] if path.exists() else []
-    except (RunError, KeyError) as error:
+        return read_json(path, Goodput)["incarnations"] if path.exists() else []
+    except RunError as error:
         say(f"train: {path} is damaged and begins anew ({error})")
         return []
 

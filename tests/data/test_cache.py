@@ -259,3 +259,7 @@ def test_wrong_settings(tmp_path, built):
     marker.write_text(json.dumps({**built[1], "format": cache_module.FORMAT + 1}))
     with pytest.raises(UserError, match="written by another version"):
         read_info(tmp_path)
+    shapeless = [{"name": feature["name"], "dtype": feature["dtype"]} for feature in built[1]["features"]]
+    marker.write_text(json.dumps({**built[1], "features": shapeless}))
+    with pytest.raises(RunError, match="missing required field `shape`"):
+        read_info(tmp_path)

@@ -95,6 +95,9 @@ def test_a_budget_by_tokens_or_parameters_is_the_compute_whose_optimum_has_them(
     assert by_tokens.chosen.tokens == pytest.approx(1e12, rel=1e-6)
     assert by_params.chosen.params == pytest.approx(8e9, rel=1e-6)
     assert make_plan(params=8e9, tokens=15e12).flops == 6 * 8e9 * 15e12
+    for wanted in (1e-3, 1e200):
+        with pytest.raises(UserError, match="is the optimum of no budget"):
+            make_plan(tokens=wanted)
 
 
 def test_ones_own_law_is_followed():

@@ -231,3 +231,24 @@ def test_examples_are_few(tmp_path):
     assert (
         len(re.findall(r"file \d · value", json.dumps(Page(report(tmp_path, contents)).text, ensure_ascii=False))) == 3
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("evaluation.json", lambda found: found.pop("step")),
+        ("evaluation.json", lambda found: found["baselines"].update(xz=[2.0])),
+        ("evaluation.json", lambda found: found["baselines"].clear()),
+        ("samples.jsonl", lambda found: found[0].pop("prompt")),
+        ("metrics.jsonl", lambda found: found[1].update(tokens_per_second=0)),
+        ("metrics.jsonl", lambda found: found[1].update(loss="low")),
+        ("goodput.json", lambda found: found["seconds"].update(productive=1e300)),
+        ("environment.json", lambda found: found.update(git={"commit": None})),
+    ],
+)
+def test_a_changed_value_is_named(tmp_path, name, change):
+    contents = toy_run.files()
+    change(contents[name])
+    workdir = toy_run.write(tmp_path, contents)
+    with pytest.raises(RunError, match=name.replace(".", r"\.") + " is not what this program wrote"):
+        write_report(workdir, "")

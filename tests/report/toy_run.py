@@ -79,7 +79,8 @@ PHASES = {
     "productive": 60.0, "compile": 10.0, "data_wait": 5.0, "checkpoint": 5.0, "evaluation": 0.0, "restart": 15.0,
     "lost": 5.0,
 }  # fmt: skip
-GOODPUT = {"goodput": 0.6, "lost_steps": 7, "seconds": PHASES, "incarnations": [{}, {}]}
+INCARNATION = {"began": 0.0, "ended": 9.0, "first_step": 0, "last_step": 5, "finished": False, "seconds": PHASES}
+GOODPUT = {"goodput": 0.6, "lost_steps": 7, "seconds": PHASES, "incarnations": [INCARNATION, INCARNATION]}
 EVENTS = [
     {"event": 1, "time": 1.0, "kind": "crash", "step": 20, "process": 0, "exit_code": -9, "action": "restart"},
     {"event": 2, "time": 2.0, "kind": "hang", "step": None, "stacks": "a <long> path " * 5, "seconds": 61.5},

@@ -39,6 +39,10 @@ def signs(monkeypatch):
     os.close(writer)
 
 
+def test_an_incarnation_of_which_only_the_beginning_is_known_lost_nothing():
+    assert account([incarnation(0, 10, 4, None, productive=10)])["lost_steps"] == 0
+
+
 def test_steps_done_again_are_lost_and_gaps_are_restarts():
     entries = [
         incarnation(0, 100, 0, 80, productive=80, compile=20),
@@ -103,11 +107,28 @@ def test_a_restart_and_a_rewind_go_on_in_the_same_file(tmp_path):
     assert account(entries)["lost_steps"] == 5
 
 
-def test_a_damaged_file_is_said_and_begun_anew(tmp_path, capsys):
-    (tmp_path / FILE).write_text("{half")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:40],
+        lambda text: text.replace('"seconds"', '"second"'),
+        lambda text: text.replace('"finished": true', '"finished": "yes"'),
+        lambda text: text.replace('"incarnations": [', '"incarnations": [7, '),
+        lambda text: text.replace('"last_step": 2', '"last_step": ' + "9" * 400),
+        lambda text: text.replace('"restart": ', '"restart": 1e999, "was": '),
+        lambda text: text.replace('"productive": ', '"productivity": '),
+    ],
+)
+def test_a_damaged_file_is_said_and_begun_anew(tmp_path, capsys, damage):
+    with Timekeeper(tmp_path, Supervision()) as keeper:
+        keeper.start(0)
+        keeper.step_done(2)
+    sound = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(damage(sound))
+    assert (tmp_path / FILE).read_text() != sound
     with Timekeeper(tmp_path, Supervision()) as keeper:
         keeper.start(3)
-    assert "damaged" in capsys.readouterr().err
+    assert "damaged and begins anew" in capsys.readouterr().err
     assert len(json.loads((tmp_path / FILE).read_text())["incarnations"]) == 1
 
 
