@@ -1,12 +1,14 @@
-"""Loss and gradient-norm curves of made-up clean runs, with the noise of real ones and worse, and planted spikes.
+"""Loss and gradient-norm curves of clean runs: made-up ones, with the noise of real ones and worse, and recorded ones.
 
-python tests/loss_curves.py 5000 4000     # runs, steps each: false alarms among 2e7 clean steps
+python tests/loss_curves.py 5000 4000                    # runs, steps each: false alarms among 2e7 made-up steps
+python tests/loss_curves.py 20 RUN/metrics.jsonl ...     # as recorded, and 20 times each with the noise drawn anew
 """
 
 import sys
 
 import numpy as np
 
+from pretrain.train.metrics import read_metrics
 from pretrain.train.spikes import NOTHING, SIGNALS, Detector, fresh, observe
 
 
@@ -47,6 +49,30 @@ def _wander(rng: np.random.Generator, runs: int, steps: int, correlation: float)
     return drawn
 
 
+def recorded(path: str) -> np.ndarray:
+    """The logged steps of a run, their losses and gradient norms, [3, rows]."""
+    rows = [row for row in read_metrics(path) if row.get("loss") is not None and row.get("grad_norm") is not None]
+    return np.array([[row[name] for row in rows] for name in ("step", "loss", "grad_norm")], float)
+
+
+def redrawn(rows: np.ndarray, copies: int, seed: int, near: int = 25) -> list[np.ndarray]:
+    """Losses and gradient norms of every step, [copies, steps] each, from those of the logged ones.
+
+    The level between logged steps is that of a running median over 9 of them; each step's noise is that of a logged one
+    at most `near` rows away, drawn with replacement, the same one for loss and gradient norm, as these spike together.
+    """
+    rng, (logged, *signals) = np.random.default_rng(seed), rows
+    steps = np.arange(logged[0], logged[-1] + 1)
+    nearest = np.searchsorted(logged, steps).clip(0, len(logged) - 1)
+    drawn = (nearest + rng.integers(-near, near + 1, (copies, len(steps)))).clip(0, len(logged) - 1)
+    curves = []
+    for values in np.log(signals):
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(values, 4, mode="reflect"), 9)
+        level = np.median(around, axis=1)
+        curves.append(np.exp(np.interp(steps, logged, level) + (values - level)[drawn]))
+    return curves
+
+
 def findings(config: Detector, loss: np.ndarray, norm: np.ndarray) -> list[tuple[int, int, str, int]]:
     """What the detector finds: run, step, signal, steps ago that it began."""
     state, found = fresh(config, loss.shape[:1]), []
@@ -57,9 +83,21 @@ def findings(config: Detector, loss: np.ndarray, norm: np.ndarray) -> list[tuple
     return found
 
 
+def false_alarms(curves: list[list[np.ndarray]]) -> str:
+    """What the detector finds in curves of clean runs, for people."""
+    alarms, steps = [found for each in curves for found in findings(Detector(), *each)], sum(c[0].size for c in curves)
+    return f"{len(alarms)} false alarms in {steps:.4g} steps of {sum(len(c[0]) for c in curves)} runs: {alarms[:20]}"
+
+
 if __name__ == "__main__":
-    total, length = int(sys.argv[1]), int(sys.argv[2])
-    alarms = [
-        found for seed in range(-(-total // 500)) for found in findings(Detector(), *clean_curves(500, length, seed))
-    ]
-    print(f"{len(alarms)} false alarms in {-(-total // 500) * 500 * length:.3g} steps: {alarms[:20]}")
+    number, *more = sys.argv[1:]
+    if more[0].isdigit():
+        print(
+            "made up:", false_alarms([clean_curves(500, int(more[0]), seed) for seed in range(-(-int(number) // 500))])
+        )
+    else:
+        files = [recorded(path) for path in more]
+        whole = [[rows[1:2], rows[2:]] for rows in files if np.all(np.diff(rows[0]) == 1)]
+        print("as recorded, every step logged:", false_alarms(whole), flush=True)
+        noisy = [redrawn(rows, int(number), seed) for seed, rows in enumerate(files)]
+        print("noise drawn anew:", false_alarms(noisy))

@@ -27,13 +27,14 @@ def goodput(results: Results) -> Iterator[Markup]:
     if found is None:
         yield missing("Not recorded: training does that", "pretrain train")
         return
-    seconds, total = found["seconds"], sum(found["seconds"].values())
+    seconds = found["seconds"]
+    total = sum(seconds[name] for name in LABELS)
     times = len(found["incarnations"])
     text = f"{percent(seconds['productive'], total)} of {duration(total)} were training that counts"
     if times > 1:
         text += f"; the run was started {count(times)} times and did {count(found['lost_steps'])} steps again"
     yield element("p", f"{text}.")
-    rows = [(label, seconds.get(name, 0.0), percent(seconds.get(name, 0.0), total)) for name, label in LABELS.items()]
+    rows = [(label, seconds[name], percent(seconds[name], total)) for name, label in LABELS.items()]
     yield bars(rows, strong=LABELS["productive"])
 
 

@@ -31,6 +31,7 @@ PHASES = ("productive", "compile", "data_wait", "checkpoint", "evaluation", "res
 Time = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]  # seconds; below 0 where a clock was set back
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Seconds = TypedDict("Seconds", dict.fromkeys(PHASES[:-1], Time))
+Sums = TypedDict("Sums", dict.fromkeys(PHASES, Time))
 _COMPILING = "/jax/core/compile/"  # what jax calls the durations of tracing, lowering and compiling
 _REMEMBERED = 64  # steps whose median is the usual one
 
@@ -50,7 +51,7 @@ class Goodput(TypedDict):
     """What `goodput.json` holds: sums over all incarnations, and these."""
 
     goodput: float | None  # a share
-    seconds: dict[str, Time]
+    seconds: Sums
     lost_steps: Count
     incarnations: list[Incarnation]
 
