@@ -7,7 +7,6 @@ of a chip's own S for all-to-all, S for collective-permute.
 
 import collections
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -110,7 +109,7 @@ def first_group(attributes: str, devices: int) -> list[int]:
     """The devices that talk with each other in a collective: its first group, in any of HLO's four notations."""
     pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
     if pairs:
-        return _cycle(attributes)
+        return _chain(attributes)
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
         return [int(device) for device in listed[1].split(",")]
@@ -133,17 +132,17 @@ def first_group(attributes: str, devices: int) -> list[int]:
     return list(range(devices))
 
 
-def _cycle(attributes: str) -> list[int]:
-    """The devices that a permutation's pairs join with the first one's source."""
+def _chain(attributes: str) -> list[int]:
+    """The devices of the longest chain of a permutation's pairs; some of them may keep what they have."""
     text = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)[1]
     target = {int(a): int(b) for a, b in re.findall(r"(\d+),(\d+)", text)}
-    group = [next(iter(target))]
-    for _ in itertools.repeat(None, len(target)):
-        following = target.get(group[-1])
-        if following is None or following in group:
-            break
-        group.append(following)
-    return sorted(group)
+    longest: list[int] = []
+    for source in target:
+        chain = [source]
+        while target.get(chain[-1], source) not in chain:
+            chain.append(target[chain[-1]])
+        longest = max(longest, chain, key=len)
+    return sorted(longest)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

@@ -141,6 +141,8 @@ def test_bytes_that_a_chip_sends_are_the_textbooks(kind, expected):
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", [0, 4]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_0'}", [0, 1]),
         ("source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}", [0, 1, 2, 3]),
+        ("source_target_pairs={{0,0},{1,2},{2,4},{4,7},{7,1},{3,6},{6,3},{5,5}}", [1, 2, 4, 7]),  # into zig-zag order
+        ("source_target_pairs={{0,7}}", [0, 7]),
         ("no groups at all", list(range(8))),
     ],
 )
