@@ -243,7 +243,11 @@ class Attention(nnx.Module):
             memory_BSD: an encoder's output.
         """
         source_BSD = x_BLD if memory_BSD is None else memory_BSD
-        q_BLHQ, k_BSKQ, v_BSKQ = self.query(x_BLD), self.key(source_BSD), self.value(source_BSD)
+        q_BLHQ = constrain(self.query(x_BLD), "batch", "length", "activation_heads", None)
+        k_BSKQ, v_BSKQ = (
+            constrain(project(source_BSD), "batch", "length", "activation_kv_heads", None)
+            for project in (self.key, self.value)
+        )
         if self.query_norm is not None:
             q_BLHQ, k_BSKQ = self.query_norm(q_BLHQ), self.key_norm(k_BSKQ)
         if sight.rotary is not None:
@@ -252,7 +256,8 @@ class Attention(nnx.Module):
             scale = q_BLHQ.shape[-1] ** -0.5 if self.scale is None else self.scale
             self.logit_max = nnx.Intermediate(largest_logit(q_BLHQ, k_BSKQ, sight, scale))
         implementation = "ring" if in_ring() and cache is None else self.implementation
-        if exchanges_heads() and cache is None:
+        exchanged = exchanges_heads() and cache is None
+        if exchanged:
             q_BLHQ, k_BSKQ, v_BSKQ = exchange_heads(q_BLHQ, k_BSKQ, v_BSKQ)
         else:
             q_BLHQ, k_BSKQ, v_BSKQ = lay_out_heads(q_BLHQ, k_BSKQ, v_BSKQ, implementation == "ring")
@@ -270,5 +275,7 @@ class Attention(nnx.Module):
         )  # fmt: skip
         if implementation != "splash":  # whose kernels name what their backward pass needs
             y_BLHQ = checkpoint_name(y_BLHQ, SAVED)
+        if exchanged:  # as the gradient is to be too, before it meets scores
+            y_BLHQ = constrain(y_BLHQ, "batch", None, "exchanged_heads", None)
         y_BLD = self.out(constrain(y_BLHQ, "batch", "length", "activation_heads", None))
         return checkpoint_name(y_BLD, "attention_out"), cache
