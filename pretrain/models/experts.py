@@ -22,7 +22,7 @@ from pretrain.core.platform import platform
 from pretrain.models.config import Experts, TransformerConfig
 from pretrain.models.layers import ACTIVATIONS, compute_dtype, param
 from pretrain.models.mlp import Mlp
-from pretrain.sharding.exchange import through_experts
+from pretrain.sharding.exchange import best_experts, through_experts
 from pretrain.sharding.rules import constrain
 
 BLOCK = 128  # tokens of one expert that are multiplied together on CPU
@@ -68,8 +68,8 @@ class Mixture(nnx.Module):
         experts = self.experts
         logits_BLE = x_BLD.astype(jnp.float32) @ self.router[...].astype(jnp.float32)
         scores_BLE = jax.nn.softmax(logits_BLE) if experts.scores == "softmax" else jax.nn.sigmoid(logits_BLE)
-        ranked_BLE = scores_BLE if self.bias is None else scores_BLE + jax.lax.stop_gradient(self.bias[...])
-        _, chosen_BLK = jax.lax.top_k(ranked_BLE, experts.top_k)
+        ranked_BLE = scores_BLE if self.bias is None else scores_BLE + self.bias[...]
+        chosen_BLK = best_experts(ranked_BLE, experts.top_k)
         weights_BLK = jnp.take_along_axis(scores_BLE, chosen_BLK, axis=-1)
         if experts.normalize:
             weights_BLK = weights_BLK / jnp.maximum(jnp.sum(weights_BLK, -1, keepdims=True), 1e-20)

@@ -4,7 +4,8 @@ The all-to-all of GShard (Lepikhin et al. 2020) without a limit on an expert's t
 could send to one other at most, which is all it has. Sorting and products see one device's tokens alone, so the same
 function serves a mesh without an expert axis, where nothing travels.
 
-Axes: B batch · L length · K experts of a token · D embed · T = B L K of one device · W devices that share the experts.
+Axes: B batch · L length · E experts · K experts of a token · D embed · T = B L K of one device ·
+W devices that share the experts.
 """
 
 import functools
@@ -19,9 +20,23 @@ from pretrain.core.errors import check
 from pretrain.sharding.rules import RULES, current_mesh, partition_spec, shard_map, ways_of
 
 AXIS = "expert"
+TOKEN_AXES = {*RULES["batch"], *RULES["length"]}
 # (matrices of some experts, tokens in the order of these experts, which expert each has) -> their results. What
 # stands at the expert after the last one is no token: what comes of it is not looked at.
 Experts = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+def best_experts(scores_BLE: jax.Array, count: int) -> jax.Array:
+    """The experts with a token's greatest scores, best first: int32 [batch, length, count].
+
+    Found where the token is: XLA would otherwise gather the scores of all tokens.
+    """
+    choose = lambda scores_BLE: jax.lax.top_k(scores_BLE, count)[1]  # noqa: E731
+    mesh, scores_BLE = current_mesh(), jax.lax.stop_gradient(scores_BLE)
+    if mesh is None or mesh.size == 1:
+        return choose(scores_BLE)
+    tokens = partition_spec(("batch", "length", None), scores_BLE.shape, mesh)
+    return shard_map(choose, in_specs=(tokens,), out_specs=tokens, axes=TOKEN_AXES)(scores_BLE)
 
 
 def through_experts(run: Experts, kernels: Any, x_BLD: jax.Array, chosen_BLK: jax.Array) -> jax.Array:
@@ -49,7 +64,7 @@ def through_experts(run: Experts, kernels: Any, x_BLD: jax.Array, chosen_BLK: ja
         on_device,
         in_specs=(PartitionSpec(AXIS), tokens, tokens),
         out_specs=PartitionSpec(*tokens, None),
-        axes={*RULES["batch"], *RULES["length"]},
+        axes=TOKEN_AXES,
     )(kernels, x_BLD, chosen_BLK)
 
 
