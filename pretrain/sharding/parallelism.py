@@ -25,6 +25,8 @@ class Parallelism:
             are stages. More of them leave the stages less idle.
         pipeline_rounds: times each part goes round the stages, each of which holds as many pieces of the stack; 1 is
             GPipe's schedule, more the interleaved one.
+        pipeline_remat: a stage keeps only what comes into it, as GPipe's own, and makes its layers again whatever
+            `TransformerConfig.remat` keeps of them.
     """
 
     context: Literal["all_gather", "ring", "ulysses"] = "all_gather"
@@ -32,6 +34,7 @@ class Parallelism:
     offload_optimizer: bool = False
     pipeline_microbatches: int | None = None
     pipeline_rounds: int = 1
+    pipeline_remat: bool = False
 
     def __post_init__(self):
         check_fields(self)

@@ -58,10 +58,9 @@ def run_in_stages(run: RunLayers, layers: Any, x_BLD: jax.Array, context: Any) -
         out_specs=on_stage,
         axes={AXIS},
     )
-    y_STBLD, sums = work(jnp.arange(stages), pieces, split(x_BLD), by_row, shared)
-    y_MBLD = y_STBLD[-1][last_ticks(stages, rounds, count)]
+    y_SMBLD, sums = work(jnp.arange(stages), pieces, split(x_BLD), by_row, shared)
     sums = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(number, *x.shape[3:]), sums)  # [S, R, C, ...]
-    return jnp.moveaxis(y_MBLD, 0, 1).reshape(x_BLD.shape), sums
+    return jnp.moveaxis(y_SMBLD[-1], 0, 1).reshape(x_BLD.shape), sums
 
 
 def check_pipeline(layers: int, rows: int, stages: int, rounds: int, microbatches: int) -> None:
@@ -94,7 +93,7 @@ def last_ticks(stages: int, rounds: int, count: int) -> np.ndarray:
 
 
 def _stage(run_piece, sizes: tuple[int, int, int], stage_1, pieces, x_MBLD, by_row, shared):
-    """One stage's work over all ticks: its outputs [1, T, B, L, D] and its layers' sums [1, R, C, ...].
+    """One stage's work over all ticks: what a last stage gives [1, M, B, L, D] and its layers' sums [1, R, C, ...].
 
     Microbatches go round in groups as large as the number of stages; what leaves the last stage comes to the first one
     just when its next round begins.
@@ -123,7 +122,8 @@ def _stage(run_piece, sizes: tuple[int, int, int], stage_1, pieces, x_MBLD, by_r
         passed_BLD = jax.lax.ppermute(y_BLD, AXIS, [(i, (i + 1) % stages) for i in range(stages)])
         return (passed_BLD, jax.tree.map(add, sums, new)), y_BLD
 
+    run_piece = jax.checkpoint(run_piece, prevent_cse=False) if parallelism().pipeline_remat else run_piece
     example = (pick(pieces, 0), x_MBLD[0], pick(by_row, 0), shared)
     blank = jax.tree.map(lambda x: jnp.zeros((rounds, *x.shape), x.dtype), jax.eval_shape(run_piece, *example)[1])
     (_, sums), y_TBLD = jax.lax.scan(do_tick, (jnp.zeros_like(x_MBLD[0]), blank), jnp.arange(ticks))
-    return y_TBLD[None], jax.tree.map(lambda x: x[None], sums)
+    return y_TBLD[last_ticks(stages, rounds, count)][None], jax.tree.map(lambda x: x[None], sums)
