@@ -17,8 +17,11 @@ from tiny import CONFIG, ROOT, TINY_GIN, model, run_cli
 
 from pretrain.core.errors import UserError
 from pretrain.models.config import Experts
+from pretrain.models.vision_config import Vision
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import Causal
+from pretrain.objectives.contrastive import ImageText
+from pretrain.objectives.pictures import Pictures
 from pretrain.objectives.prefix import PrefixLM
 from pretrain.sharding.parallelism import Parallelism
 from pretrain.sharding.pipeline import last_ticks
@@ -28,7 +31,10 @@ from pretrain.train.loop import Training
 from pretrain.training import check_layout
 
 DEVICES = "--xla_force_host_platform_device_count=8"
+SCALARS = 512  # bytes of sums that are one number each
 DROPPING = Experts(capacity_factor=2.0)
+PAIRS = ImageText(pictures=Pictures(image_size=16, channels=1))
+TOWERS = {"architecture": "two_towers", "vision": Vision(image_size=16, patch_size=4, channels=1)}
 LOSS, GRADIENTS = 1e-6, 3e-5  # float32 sums in another order
 
 
@@ -44,7 +50,7 @@ def on_eight(script: str, *arguments: str) -> list[dict]:
 
 def test_eight_devices_compute_what_one_does():
     found = on_eight("equal_on_eight.py", "quick")
-    assert len(found) == 5
+    assert len(found) == 6
     for apart in found:
         assert apart["loss"] < LOSS and apart["gradients"] < GRADIENTS and apart["devices"] == 8, apart
 
@@ -58,6 +64,19 @@ def test_what_is_split_changes_no_update():
         assert 0.24 < entry["opt_state"] < 0.3, entry
         assert entry["params"] == 1 if name in ("zero 1", "zero 2") else entry["params"] < 0.3, entry
     assert found["zero 3, offloaded"]["memory"] == ["pinned_host"] != found["zero 2"]["memory"]
+
+
+def test_a_step_sends_the_bytes_of_the_textbook():
+    """To some scalars, for every kind a formula names. The rest is small and no part of any loop: masks, tables."""
+    cases = on_eight("bytes_on_eight.py")
+    assert len(cases) == 10
+    for case in cases:
+        found, expected = case["found"], case["expected"]
+        for kind, size in expected.items():
+            assert 0 <= found[kind] - size <= SCALARS, (kind, case)
+        rest = found.keys() - expected.keys()
+        assert not any("in loops" in kind for kind in rest), case
+        assert sum(found[kind] for kind in rest) < 0.2 * sum(expected.values()), case
 
 
 def abstract_mesh(**ways: int) -> AbstractMesh:
@@ -82,6 +101,7 @@ def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length
         (Parallelism("ring"), {"context": 4}, Causal(), {"sliding_window": 4}, "knows documents and causality alone"),
         (Parallelism("ring"), {"context": 4}, Causal(), {"positions": "alibi"}, "knows documents and causality alone"),
         (Parallelism("ring"), {"context": 4}, PrefixLM(), {}, "knows documents and causality alone"),
+        (Parallelism("ring"), {"context": 4}, PAIRS, TOWERS, "knows documents and causality alone"),
         (Parallelism("ring"), {"context": 4}, Causal(), {"experts": DROPPING}, "in the order they stand in"),
         (Parallelism("ulysses"), {"context": 8, "tensor": 2}, Causal(), {}, "16 ways), which do not divide"),
         (Parallelism(), {"stage": 3}, Causal(), {}, "4 layers cannot be divided over MeshConfig.stage (3)"),
