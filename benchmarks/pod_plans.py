@@ -62,6 +62,8 @@ ROWS = {
     "llama3-8b, 2 microbatches": Row("llama3_8b", "v5p:4x4x4", 1, ("MICROBATCHES=2",), 14.58, 0.8),
     "llama3-405b": Row("llama3_405b", "v5p:8x8x8", 2),
     "t5-11b": Row("t5_11b", "v5e:16x16"),
+    "clip-l14": Row("clip_l14", "v5e:16x16"),
+    "dit-xl2": Row("dit_xl2", "v5e:4x4"),
     "mixtral experts": Row("mixtral_8x7b", "v6e:16x16", 1, ("MeshConfig.expert=8",)),
     "gpt3-175b stages": Row(
         "gpt3_175b", "v5p:8x8x8", 1, ("MeshConfig.stage=8", "Parallelism.pipeline_microbatches=16"),

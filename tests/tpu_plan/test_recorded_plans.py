@@ -53,7 +53,7 @@ def test_what_does_not_fit_says_what_would():
     memory = result["hbm_bytes"]
     assert not result["fits"] and memory["peak"] > memory["capacity"]
     assert memory["arguments"] > 12 * result["parameters"] / 4  # a quarter of float32 parameters and moments
-    assert 1 <= result["hardware_flops"] / result["model_flops"] < 1.4
+    assert result["hardware_flops"] > result["model_flops"] and result["step_seconds"] > 0
     assert len(result["changes"]) == 3
 
 
