@@ -60,7 +60,7 @@ def torch_model(family: str):
                                **no_dropout)  # fmt: skip
         ids = tokens(30522)
         return hf.BertForMaskedLM(config), {"input_ids": ids, "labels": ids.where(torch.rand(ids.shape) < 0.15, -100)}
-    config = hf.T5Config(dropout_rate=0.0, use_cache=False)  # its other defaults are T5-small
+    config = hf.T5Config(dropout_rate=0.0, use_cache=False, decoder_start_token_id=0)  # the rest is T5-small's
     return hf.T5ForConditionalGeneration(config), {"input_ids": tokens(32000), "labels": tokens(32000, TARGETS)}
 
 
@@ -204,12 +204,18 @@ class Worker:
         command = [python, __file__, "--worker", name, "--family", family]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
                                          env=None)  # fmt: skip
-        self.parameters = json.loads(self._process.stdout.readline())["parameters"]
+        self.parameters = self._answer()["parameters"]
 
     def run(self, kind: str, steps: int) -> float:
         """Seconds of `steps` steps of a kind."""
         print(kind, steps, file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())["seconds"]
+        return self._answer()["seconds"]
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"the side of {self.name} ended; what it printed stands above")
+        return json.loads(line)
 
     def close(self) -> None:
         self._process.kill()

@@ -32,7 +32,7 @@ PIECE = 240
 ARMS = {"causal": "quickstart", "t5": "t5_quickstart", "fim": "fim_quickstart"}
 SMALL = (
     "TransformerConfig.num_layers=2", "TransformerConfig.embed_dim=128", "TransformerConfig.num_heads=4",
-    "TransformerConfig.mlp_dim=344", "TransformerConfig.positions='rotary'", "VOCAB_SIZE=2048", "EVAL_EVERY=0",
+    "TransformerConfig.mlp_dim=344", "TransformerConfig.positions='rotary'", "VOCAB_SIZE=512", "EVAL_EVERY=0",
     "TokenizerConfig.extra_ids=103",
 )  # fmt: skip
 
