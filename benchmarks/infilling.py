@@ -1,10 +1,10 @@
 """What both sides of a gap are worth: span corruption and fill in the middle against a causal model.
 
-    python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--seed=0]
+    python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--length=64] [--seed=0]
 
 DATA is the folder of a run with a corpus, whose cache is made with 103 sentinels when it is not there. Three run files
-(quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of 8 x 256 tokens. All are
-asked for the same tokens of held-out documents, in up to 8 pieces of `PIECE` tokens, teacher-forced:
+(quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of `TOKENS` tokens in rows
+of --length. All are asked for the same tokens of held-out documents, in up to 8 pieces a document, teacher-forced:
 
 **spans** that T5's noise takes out: T5 sees the text around them, the causal model all text before them;
 **middles** between two random cuts: given prefix and suffix (FIM in PSM order), or the prefix alone.
@@ -28,11 +28,11 @@ from pretrain.objectives.losses import cross_entropy
 from pretrain.objectives.pieces import take_apart
 from pretrain.objectives.spans import allot, spans_of
 
-PIECE = 240
+TOKENS = 2048  # of a step
 ARMS = {"causal": "quickstart", "t5": "t5_quickstart", "fim": "fim_quickstart"}
 SMALL = (
     "TransformerConfig.num_layers=2", "TransformerConfig.embed_dim=128", "TransformerConfig.num_heads=4",
-    "TransformerConfig.mlp_dim=344", "TransformerConfig.positions='rotary'", "VOCAB_SIZE=512", "EVAL_EVERY=0",
+    "TransformerConfig.mlp_dim=344", "VOCAB_SIZE=512", "EVAL_EVERY=0",
     "TokenizerConfig.extra_ids=103",
 )  # fmt: skip
 
@@ -40,6 +40,7 @@ SMALL = (
 def trained(arm: str, options: argparse.Namespace) -> Experiment:
     """The experiment of an arm, trained."""
     bindings = [*SMALL, f"Experiment.data='{options.data}'", f"TRAIN_STEPS={options.steps}", f"SEED={options.seed}"]
+    bindings += [f"BATCH_SIZE={TOKENS // options.length}", f"SEQUENCE_LENGTH={options.length}"]
     bindings += [f"CHECKPOINT_EVERY={options.steps}", "CacheConfig.seed=0"]
     file = f"gin_configs/runs/{ARMS[arm]}.gin"
     experiment = Experiment.from_gin([file], bindings, workdir=f"{options.output}/{arm}-{options.seed}")
@@ -91,7 +92,8 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--documents", type=int, default=256)
+    parser.add_argument("--length", type=int, default=64, help="of a row; pieces are 4 tokens shorter")
+    parser.add_argument("--pieces", type=int, default=2048)
     parser.add_argument("--arms", default="causal,t5,fim")
     options = parser.parse_args()
     for arm in options.arms.split(","):
@@ -101,31 +103,30 @@ def main() -> None:
 
 def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> None:
     """Prints the scores of one arm."""
-    vocabulary, bos = experiment.task.vocabulary, experiment.tokenizer.bos_id
-    documents = list(stored_tokens(experiment.data / "cache", "validation"))[: options.documents]
-    starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - PIECE + 1, PIECE)[:8]]
-    texts = np.array([tokens[start : start + PIECE] for tokens, start in starts], np.int32)
+    vocabulary, bos, eos = experiment.task.vocabulary, experiment.tokenizer.bos_id, experiment.tokenizer.eos_id
+    documents, piece = list(stored_tokens(experiment.data / "cache", "validation")), options.length - ROOM
+    starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - piece + 1, piece)[:8]]
+    texts = np.array([tokens[start : start + piece] for tokens, start in starts[: options.pieces]], np.int32)
     packed, causal = packed_rows(texts, bos), Causal()
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
     spans, fim = SpanCorruption().bind(vocabulary), FillInTheMiddle(rate=1.0, spm_rate=0.0).bind(vocabulary)
     if arm == "t5":
         batch = spans.finish(packed, host_rng(options.seed, "spans"))
         found = nats(experiment, spans, batch)
-        print(
-            "  spans, text around them:", mean_and_interval(found, batch["targets"] < vocabulary.text_size), flush=True
-        )
+        is_text = (batch["targets"] < vocabulary.text_size) & (np.cumsum(batch["targets"] == eos, axis=1) == 0)
+        print("  spans, text around them:", mean_and_interval(found, is_text), flush=True)
         return
     plain = nats(experiment, causal, causal.finish(packed, None))
     pieces, noise, counts = allot(
-        take_apart(texts, packed["segment_ids"]), len(texts), spans.noise, np.zeros(len(texts), int), spans.room(PIECE)
+        take_apart(texts, packed["segment_ids"]), len(texts), spans.noise, np.zeros(len(texts), int), spans.room(piece)
     )
     is_noise = spans_of(pieces.lengths_P, noise, counts, host_rng(options.seed, "spans"))[0].reshape(texts.shape)
     print("  spans, text before them:", mean_and_interval(plain, is_noise), flush=True)
     batch = fim.finish(packed_rows(texts, bos, ROOM), host_rng(options.seed, "middles"))
     is_middle = np.cumsum(batch["tokens"] == vocabulary.sentinel(MIDDLE), axis=1) > 0
-    is_middle &= (batch["segment_ids"] > 0) & (np.arange(is_middle.shape[1]) < PIECE + ROOM - 1)  # not the end token
+    is_middle &= (batch["segment_ids"] > 0) & (np.arange(is_middle.shape[1]) < piece + ROOM - 1)  # not the end token
     sizes, starts = is_middle.sum(1), (batch["targets"] == vocabulary.sentinel(1)).argmax(1) - 1
-    place = np.arange(PIECE)
+    place = np.arange(piece)
     middle = (place >= starts[:, None]) & (place < (starts + sizes)[:, None])
     print("  middles, prefix alone:", mean_and_interval(plain, middle), flush=True)
     if arm == "fim":
