@@ -7,7 +7,7 @@ DATA is the folder of a run with a corpus, whose cache is made with 103 sentinel
 of --length. All are asked for the same tokens of held-out documents, in up to 8 pieces a document, teacher-forced:
 
 **spans** that T5's noise takes out: T5 sees the text around them, the causal model all text before them;
-**middles** between two random cuts: given prefix and suffix (FIM in PSM order), or the prefix alone.
+**middles** between two random cuts: given prefix and suffix, in both orders of FIM, or the prefix alone.
 
 Prints nats per token with a 95 % interval over pieces, and the bits per byte of plain causal scoring.
 """
@@ -23,13 +23,17 @@ from pretrain.data.documents import stored_tokens
 from pretrain.experiment import Experiment
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.denoising import SpanCorruption
-from pretrain.objectives.fill_in_the_middle import MIDDLE, ROOM, FillInTheMiddle
+from pretrain.objectives.fill_in_the_middle import MIDDLE, ROOM, SUFFIX, FillInTheMiddle
 from pretrain.objectives.losses import cross_entropy
 from pretrain.objectives.pieces import take_apart
 from pretrain.objectives.spans import allot, spans_of
 
 TOKENS = 2048  # of a step
-ARMS = {"causal": "quickstart", "t5": "t5_quickstart", "fim": "fim_quickstart"}
+T5 = (
+    "TransformerConfig.embedding_multiplier=11.3",
+    "Schedule.warmup_steps=100",
+)  # as T5, whose embeddings are of size 1
+ARMS = {"causal": ("quickstart",), "fim": ("fim_quickstart",), "t5": ("t5_quickstart", *T5)}
 SMALL = (
     "TransformerConfig.num_layers=2", "TransformerConfig.embed_dim=128", "TransformerConfig.num_heads=4",
     "TransformerConfig.mlp_dim=344", "VOCAB_SIZE=512", "EVAL_EVERY=0",
@@ -42,8 +46,9 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     bindings = [*SMALL, f"Experiment.data='{options.data}'", f"TRAIN_STEPS={options.steps}", f"SEED={options.seed}"]
     bindings += [f"BATCH_SIZE={TOKENS // options.length}", f"SEQUENCE_LENGTH={options.length}"]
     bindings += [f"CHECKPOINT_EVERY={options.steps}", "CacheConfig.seed=0"]
-    file = f"gin_configs/runs/{ARMS[arm]}.gin"
-    experiment = Experiment.from_gin([file], bindings, workdir=f"{options.output}/{arm}-{options.seed}")
+    file, *more = ARMS[arm]
+    workdir = f"{options.output}/{arm}-{options.seed}"
+    experiment = Experiment.from_gin([f"gin_configs/runs/{file}.gin"], [*bindings, *more], workdir=workdir)
     experiment.cache()
     experiment.train()
     return experiment
@@ -109,7 +114,7 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     texts = np.array([tokens[start : start + piece] for tokens, start in starts[: options.pieces]], np.int32)
     packed, causal = packed_rows(texts, bos), Causal()
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
-    spans, fim = SpanCorruption().bind(vocabulary), FillInTheMiddle(rate=1.0, spm_rate=0.0).bind(vocabulary)
+    spans = SpanCorruption().bind(vocabulary)
     if arm == "t5":
         batch = spans.finish(packed, host_rng(options.seed, "spans"))
         found = nats(experiment, spans, batch)
@@ -122,17 +127,34 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     )
     is_noise = spans_of(pieces.lengths_P, noise, counts, host_rng(options.seed, "spans"))[0].reshape(texts.shape)
     print("  spans, text before them:", mean_and_interval(plain, is_noise), flush=True)
-    batch = fim.finish(packed_rows(texts, bos, ROOM), host_rng(options.seed, "middles"))
-    is_middle = np.cumsum(batch["tokens"] == vocabulary.sentinel(MIDDLE), axis=1) > 0
-    is_middle &= (batch["segment_ids"] > 0) & (np.arange(is_middle.shape[1]) < piece + ROOM - 1)  # not the end token
-    sizes, starts = is_middle.sum(1), (batch["targets"] == vocabulary.sentinel(1)).argmax(1) - 1
-    place = np.arange(piece)
-    middle = (place >= starts[:, None]) & (place < (starts + sizes)[:, None])
-    print("  middles, prefix alone:", mean_and_interval(plain, middle), flush=True)
-    if arm == "fim":
-        assert (texts[middle] == batch["targets"][is_middle]).all()
-        print("  middles, prefix and suffix:", mean_and_interval(nats(experiment, fim, batch), is_middle), flush=True)
+    score_middles(experiment, texts, plain, options.seed, infills=arm == "fim")
     print("  bits per byte, plain:", experiment.evaluate(reuse=True)["bits_per_byte"], flush=True)
+
+
+def score_middles(experiment: Experiment, texts: np.ndarray, plain: np.ndarray, seed: int, *, infills: bool) -> None:
+    """Prints the scores of what two random cuts enclose: given what is before it, and, in both orders, all around it.
+
+    Args:
+        texts: pieces, int [R, L].
+        plain: the model's negative log-likelihood of each of their tokens, [R, L].
+        infills: whether the model has seen rearranged texts.
+    """
+    vocabulary, bos, length = experiment.task.vocabulary, experiment.tokenizer.bos_id, texts.shape[1]
+    orders = {"suffix last": 0.0, "suffix first": 1.0}  # the same cuts in both
+    found = {name: FillInTheMiddle(rate=1.0, spm_rate=rate).bind(vocabulary) for name, rate in orders.items()}
+    rows = packed_rows(texts, bos, ROOM)
+    batches = {name: objective.finish(rows, host_rng(seed, "middles")) for name, objective in found.items()}
+    batch, end, place = batches["suffix last"], length + ROOM - 1, np.arange(length + ROOM)  # the end is not counted
+    after_mark = np.cumsum(batch["tokens"] == vocabulary.sentinel(MIDDLE), axis=1) > 0
+    sizes = (after_mark & (place < end)).sum(1, keepdims=True)
+    starts = (batch["targets"] == vocabulary.sentinel(SUFFIX)).argmax(1)[:, None] - 1
+    in_text = ((place >= starts) & (place < starts + sizes))[:, :length]
+    print("  middles, prefix alone:", mean_and_interval(plain, in_text), flush=True)
+    is_middle = (place >= end - sizes) & (place < end)
+    for name, batch in batches.items() if infills else ():
+        assert (batch["targets"][is_middle] == texts[in_text]).all()
+        values = nats(experiment, found[name], batch)
+        print(f"  middles, prefix and suffix, {name}:", mean_and_interval(values, is_middle), flush=True)
 
 
 if __name__ == "__main__":
