@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 
 from pretrain.models.config import MINIMAL, REMAT_NAMES, TransformerConfig
 from pretrain.models.flops import Flops, count_flops
+from pretrain.models.mlp import parts_of
 from pretrain.optim.compact import BLOCK
 from pretrain.optim.optimizers import Optimizer
 from pretrain.plan.chips import Pod
@@ -178,7 +179,7 @@ def _working(setting: Setting, tokens: float) -> float:
     """Bytes of one layer at work on the tokens of a tick, or of one part of the head on all, whichever is more."""
     c, tensor = setting.model, setting.ways["tensor"]
     at_once = tokens / setting.pipeline[0]
-    parts = c.mlp_chunks if c.experts is None and c.mlp_dim % c.mlp_chunks == 0 else 1
+    parts = 1 if c.experts else parts_of(c.mlp_dim, c.mlp_chunks, tensor * setting.ways["fsdp"])
     mlp = c.mlp_dim * (c.experts.top_k if c.experts else 1) / tensor / parts
     heads = c.num_heads * c.query_dim / tensor
     sums = FLOAT32 * c.embed_dim if parts > 1 else 0

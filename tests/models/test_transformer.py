@@ -13,6 +13,7 @@ from tiny import CONFIG, UNEVEN, model, packed_rows, params
 from pretrain.core.errors import UserError
 from pretrain.core.trees import named_leaves
 from pretrain.models.config import Experts, TransformerConfig
+from pretrain.models.mlp import parts_of
 from pretrain.objectives.causal import Causal
 from pretrain.train.step import StepBuilder
 
@@ -324,3 +325,11 @@ def test_vocabulary_fits_the_tokenizer():
     assert CONFIG.with_vocab(50) is CONFIG
     with pytest.raises(UserError, match="tokenizer has 65 tokens"):
         CONFIG.with_vocab(65)
+
+
+@pytest.mark.parametrize(
+    ("size", "chunks", "ways", "parts"), [(28672, 4, 256, 4), (11008, 4, 256, 1), (11008, 4, 1, 4), (48, 4, 32, 4)]
+)
+def test_parts_divide_what_a_device_holds(size, chunks, ways, parts):
+    """11,008 values in 256 ways are 43 each, which have no quarters; 48 are not split 32 ways at all."""
+    assert parts_of(size, chunks, ways) == parts

@@ -42,7 +42,7 @@ PICTURES = Pictures(image_size=16, channels=1)
 VISION = Vision(image_size=16, patch_size=4, channels=1, pooling="attention")
 
 MODELS: dict[str, tuple[Objective, TransformerConfig]] = {
-    "decoder": (Causal(z_loss=0.01), SMALL),
+    "decoder": (Causal(z_loss=0.01), dataclasses.replace(SMALL, mlp_chunks=2)),
     "mixture": (Causal(), dataclasses.replace(SMALL, experts=Experts(num_experts=4, top_k=2, balance=0.1))),
     "encoder_decoder": (
         SpanCorruption(density=0.5, mean_span=2.0),

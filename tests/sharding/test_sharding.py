@@ -57,7 +57,9 @@ def test_partitions_of_known_arrays():
     cases = {
         (("batch", "length"), (8, 16)): PartitionSpec(("data", "fsdp"), None),
         (("batch", "length"), (2, 16)): PartitionSpec("data", None),  # fsdp does not divide what data left
-        (("embed", "mlp"), (32, 48)): PartitionSpec("fsdp", "tensor"),
+        (("embed", "mlp"), (32, 48)): PartitionSpec(None, ("tensor", "fsdp")),  # an MLP's hidden values choose first
+        (("mlp", "embed"), (48, 32)): PartitionSpec(("tensor", "fsdp"), None),
+        (("embed", "mlp"), (32, 50)): PartitionSpec("fsdp", "tensor"),  # where fsdp divides what tensor left
         (("embed", "mlp"), (32, 49)): PartitionSpec("fsdp", None),
         (("embed", "embed"), (32, 32)): PartitionSpec("fsdp", None),  # a mesh axis once per array
         (("norm",), (32,)): PartitionSpec(None),

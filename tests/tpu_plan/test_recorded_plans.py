@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "pod_plans.json").read_text())
-QUICK = ["llama3-8b", "gpt3-175b"]
+QUICK = ["llama3-8b v5e"]
 TOLERANCE = 0.02
 
 
