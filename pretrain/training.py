@@ -75,7 +75,7 @@ def build_step(
     """The functions of a run to compile: optimizer, precision and what the recovery policy needs of a step."""
     axes, recovery = model.logical_axes(), Recovery()
     scales = learning_rate_scales(specification, axes)
-    optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, axes, scales)
+    optimizer, rate = build_optimizer(Optimizer(), Schedule(), training.steps, axes, scales, model.untrained)
     is_half = compute_dtype(specification) == "float16"
     if is_half or recovery.policy == "skip_update":
         optimizer = skip_bad_updates(optimizer, recovery.update_limit if recovery.policy == "skip_update" else None)

@@ -32,9 +32,11 @@ MESHES = {
 
 
 def difference(found, expected) -> float:
-    """Largest difference over all leaves, relative to the leaf's largest value."""
+    """Largest difference over all leaves, relative to the leaf's largest value; of leaves of zeros as it is."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max()) for a, b in pairs)
+    return max(
+        float(np.abs(np.asarray(a) - np.asarray(b)).max() / (np.abs(np.asarray(b)).max() or 1)) for a, b in pairs
+    )
 
 
 def objective_on(objective, mesh) -> tuple[float, dict, int]:

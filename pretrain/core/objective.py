@@ -73,6 +73,7 @@ class ModelNeeds:
         generator: size of a second, smaller model over the model's, which replaces tokens (ELECTRA); 0 for none.
         backbone: name in `models.build.BACKBONES` of what the layers are put into.
         shape: sizes of what a backbone takes in where that is not tokens; hashable.
+        momentum: share of itself that a copy of the encoder keeps as it follows the encoder step by step (JEPA).
     """
 
     architectures: tuple[str, ...]
@@ -82,6 +83,7 @@ class ModelNeeds:
     generator: float = 0.0
     backbone: str = "transformer"
     shape: Hashable | None = None
+    momentum: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a camera and a robot record: its sizes, and frames as rows of patches, for models and objectives alike.
 
 Axes: B batch · T time · H height · W width · C channels · N patches of a frame · P values of a patch ·
-Z digits of a code.
+Z digits of a code · L patches of a film · K chosen ones.
 """
 
 import dataclasses
@@ -69,6 +69,23 @@ class VideoShape:
     def restored(self, values: jax.Array) -> jax.Array:
         """The inverse of `normalized`."""
         return (values + 1) * ((self.highest - self.lowest) / 2) + self.lowest
+
+
+def cut(images: jax.Array, patch: int, tube: int = 1) -> jax.Array:
+    """Pictures [B, H, W, C] or films [B, T, H, W, C] as square patches, or tubes of some frames: [B, L, P].
+
+    By time, then row by row; the values of a tube are those of its frames, one after another. The dtype stays.
+    """
+    films = images if images.ndim == 5 else images[:, None]
+    batch, time, height, width, channels = films.shape
+    x = films.reshape(batch, time // tube, tube, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, -1, tube * patch * patch * channels)
+
+
+def chosen(x_BL: jax.Array, places_BK: jax.Array) -> jax.Array:
+    """Some elements of each row, [B, K, ...] of [B, L, ...]; a place beyond the end is the last one."""
+    index = places_BK.reshape(*places_BK.shape, *(1 for _ in x_BL.shape[2:]))
+    return jnp.take_along_axis(x_BL, index, axis=1, mode="clip")
 
 
 def to_patches(frames: jax.Array, patch: int) -> jax.Array:

@@ -13,6 +13,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.diffusion import DiffusionTransformer
 from pretrain.models.functional import FunctionalModel
 from pretrain.models.layers import param
+from pretrain.models.masked_vision import JointEmbedding, MaskedAutoencoder
 from pretrain.models.transformer import Transformer
 from pretrain.models.vision import TwoTowers, VisionEncoder
 from pretrain.models.world import WorldModel
@@ -77,4 +78,6 @@ BACKBONES: dict[str, Callable[[TransformerConfig, ModelNeeds, nnx.Rngs], nnx.Mod
     "transformer": _transformer,
     "diffusion": lambda config, needs, rngs: DiffusionTransformer(config, needs.shape, rngs=rngs),
     "world": lambda config, needs, rngs: WorldModel(config, needs.shape, rngs=rngs),
+    "masked_autoencoder": lambda config, needs, rngs: MaskedAutoencoder(config, rngs=rngs),
+    "joint_embedding": lambda config, needs, rngs: JointEmbedding(config, needs.momentum, rngs=rngs),
 }

@@ -80,7 +80,7 @@ def _with_pictures(c: TransformerConfig, length: int) -> Flops:
         parts.append((count_flops(dataclasses.replace(c, architecture=text, vocab_size=1), length), length))
     names = ("attention_projections", "attention_scores", "mlp")
     sums = [sum(getattr(flops, name) * tokens for flops, tokens in parts) // length for name in names]
-    return Flops(*sums, 2 * v.patch_size**2 * v.channels * trunk.embed_dim * v.grid**2 // length)
+    return Flops(*sums, 2 * v.patch_values * trunk.embed_dim * v.patches // length)
 
 
 def _mlp(c: TransformerConfig, layers: int) -> int:

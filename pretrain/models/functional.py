@@ -20,12 +20,18 @@ class FunctionalModel:
 
     Args:
         build: makes the module from `rngs`, e.g. `lambda rngs: Transformer(config, rngs=rngs)`.
+
+    Attributes:
+        shapes: of the parameters.
+        untrained: beginnings of the names of parameters that `advance` alone moves.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
         self._build = build
-        self._graph, self._abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        self._graph, self._abstract = nnx.split(module)
         self.shapes: Params = nnx.to_pure_dict(self._abstract)
+        self.untrained: tuple[str, ...] = getattr(module, "untrained", ())
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters. Traceable, so that a mesh can hold what one device cannot."""

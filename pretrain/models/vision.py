@@ -1,10 +1,12 @@
-"""Encoders of pictures, alone and beside one of text, on the Transformer's own stack.
+"""Encoders of pictures and films, alone and beside one of text, on the Transformer's own stack.
 
-Patches and class token: Dosovitskiy et al. 2020; attention pooling: Zhai et al. 2022; two towers: Radford et al. 2021.
+Patches and class token: Dosovitskiy et al. 2020; attention pooling: Zhai et al. 2022; two towers: Radford et al. 2021;
+tubes, the patches of films: Arnab et al. 2021.
 Where a patch lies is a point in the table of learned positions, so pictures of any size and shape are one case: the
 table is read between its entries (as NaViT, Dehghani et al. 2023, and SigLIP 2's NaFlex, Tschannen et al. 2025, do).
 
-Axes: B batch · L patches (and the class token) · P values of a patch · D embed · J joint space · G grid of positions.
+Axes: B batch · L patches (and the class token) · P values of a patch · D embed · J joint space · G grid of positions ·
+K chosen patches.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pretrain.core.errors import check
+from pretrain.core.video import chosen, cut
 from pretrain.models.attention import Attention, Sight, attention_mask
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import ACTIVATIONS, Norm, Projection, compute_dtype, param
@@ -28,25 +31,26 @@ from pretrain.sharding.rules import constrain
 
 
 class Patches(NamedTuple):
-    """Pictures as patches.
+    """Pictures or films as patches.
 
     Attributes:
-        values_BLP: pixels, uint8 or 0 … 255, [batch, patches, patch * patch * channels].
+        values_BLP: pixels, uint8 or 0 … 255, [batch, patches, tube * patch * patch * channels].
         rows_BL, columns_BL: float32, centre of each patch in the table of positions; [1, patches] where all are alike.
         valid_BL: bool, what is no padding.
+        times_BL: float32, number of each tube in its film; None for pictures.
     """
 
     values_BLP: jax.Array
     rows_BL: jax.Array
     columns_BL: jax.Array
     valid_BL: jax.Array
+    times_BL: jax.Array | None = None
 
-
-def cut(images_BHWC: jax.Array, patch: int) -> jax.Array:
-    """Pictures cut into square patches, row by row: [B, L, patch * patch * C]."""
-    batch, height, width, channels = images_BHWC.shape
-    x = images_BHWC.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+    def at(self, places_BK: jax.Array) -> "Patches":
+        """Some of them, by number."""
+        batch = len(self.values_BLP)
+        pick = lambda x: chosen(jnp.broadcast_to(x, (batch, *x.shape[1:])), places_BK)  # noqa: E731
+        return jax.tree.map(pick, self)
 
 
 def join(patches_BLP: jax.Array, height: int, width: int, channels: int) -> jax.Array:
@@ -56,22 +60,29 @@ def join(patches_BLP: jax.Array, height: int, width: int, channels: int) -> jax.
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height * side, width * side, channels)
 
 
-def whole(images_BHWC: jax.Array, vision: Vision) -> Patches:
-    """Pictures of one size as patches; the size need not be the one that positions were trained for.
+def whole(images: jax.Array, vision: Vision) -> Patches:
+    """Pictures [B, H, W, C] or films [B, T, H, W, C] of one size as patches; it need not be `Vision.image_size`.
 
     Raises:
         UserError: patches do not fill it.
     """
-    sides = images_BHWC.shape[1:3]
+    *_, height, width, channels = images.shape
+    sides, frames = (height, width), images.shape[1] if images.ndim == 5 else 1
     check(
-        all(side % vision.patch_size == 0 for side in sides) and images_BHWC.shape[3] == vision.channels,
-        f"pictures of {sides[0]} x {sides[1]} pixels and {images_BHWC.shape[3]} channels cannot be cut into patches of "
+        all(side % vision.patch_size == 0 for side in sides) and channels == vision.channels,
+        f"pictures of {sides[0]} x {sides[1]} pixels and {channels} channels cannot be cut into patches of "
         f"{vision.patch_size} x {vision.patch_size} with {vision.channels}: Pictures and Vision must agree",
     )
-    values_BLP = cut(images_BHWC, vision.patch_size)
-    height, width = (side // vision.patch_size for side in sides)
-    places = place(jnp.arange(height * width)[None], jnp.full((1, 2), jnp.array([height, width])), vision.grid)
-    return Patches(values_BLP, *places, jnp.ones(values_BLP.shape[:2], bool))
+    check(
+        frames % vision.tube == 0 and (images.ndim == 5) == (vision.frames > 1),
+        f"{frames} frames cannot be cut into tubes of {vision.tube}: Films and Vision (frames, tube) must agree",
+    )
+    values_BLP = cut(images, vision.patch_size, vision.tube)
+    rows, columns = (side // vision.patch_size for side in sides)
+    index_1L = jnp.arange(values_BLP.shape[1])[None]
+    places = place(index_1L % (rows * columns), jnp.array([[rows, columns]]), vision.grid)
+    times_1L = (index_1L // (rows * columns)).astype(jnp.float32) if images.ndim == 5 else None
+    return Patches(values_BLP, *places, jnp.ones(values_BLP.shape[:2], bool), times_1L)
 
 
 def of_any_size(values_BLP: jax.Array, grid_B2: jax.Array, vision: Vision) -> Patches:
@@ -92,6 +103,17 @@ def place(index_BL: jax.Array, grid_B2: jax.Array, side: int) -> tuple[jax.Array
     height_B1, width_B1 = (jnp.maximum(grid_B2[:, axis, None], 1) for axis in (0, 1))
     rows_BL, columns_BL = index_BL // width_B1, index_BL % width_B1
     return (rows_BL + 0.5) / height_B1 * side - 0.5, (columns_BL + 0.5) / width_B1 * side - 0.5
+
+
+def waves_at(patches: Patches, size: int) -> jax.Array:
+    """Sinusoids of where patches lie, float32 [B, L, size]: half of the row, half of the column, all of the time."""
+    halves = [sinusoids(places_BL, size // 2) for places_BL in (patches.rows_BL, patches.columns_BL)]
+    return jnp.concatenate(halves, axis=-1) + waves_of_time(patches, size)
+
+
+def waves_of_time(patches: Patches, size: int) -> jax.Array | float:
+    """Sinusoids of the time, float32 [B, L, size]; 0 for pictures."""
+    return 0.0 if patches.times_BL is None else sinusoids(patches.times_BL, size)
 
 
 def between(table_GGD: jax.Array, rows_BL: jax.Array, columns_BL: jax.Array) -> jax.Array:
@@ -160,7 +182,7 @@ class VisionEncoder(nnx.Module):
             return trunk.embedding_scale * jax.random.normal(rngs.params(), shape, trunk.param_dtype)
 
         self.patch_embedding = Projection(
-            (v.patch_size**2 * v.channels,), (size,), (None, "embed"), trunk, rngs=rngs, scale=trunk.init_scale,
+            (v.patch_values,), (size,), (None, "embed"), trunk, rngs=rngs, scale=trunk.init_scale,
             bias=trunk.use_bias and v.patch_bias,
         )  # fmt: skip
         has_class, is_learned = v.pooling == "class", v.positions == "learned"
@@ -174,10 +196,12 @@ class VisionEncoder(nnx.Module):
             setattr(self, f"{name}_head", {"projection": ProjectionHead}[name](trunk, rngs=rngs))
 
     def patches(self, pictures: dict[str, jax.Array]) -> Patches:
-        """Pictures as batches hold them: `images` uint8 [B, H, W, C], or `patches` [B, L, P] and `grid` [B, 2]."""
+        """Pictures as batches hold them: `images` uint8 [B, H, W, C], `frames` uint8 [B, T, H, W, C] of films, or
+        `patches` [B, L, P] and `grid` [B, 2].
+        """
         if "grid" in pictures:
             return of_any_size(pictures["patches"], pictures["grid"], self.vision)
-        return whole(pictures["images"], self.vision)
+        return whole(pictures["frames" if "frames" in pictures else "images"], self.vision)
 
     def embed(self, patches: Patches) -> jax.Array:
         """Patches with their positions, without the class token, [B, L, D]."""
@@ -185,15 +209,16 @@ class VisionEncoder(nnx.Module):
         pixels = patches.values_BLP.astype(jnp.float32).reshape(*patches.values_BLP.shape[:2], -1, v.channels)
         pixels = (pixels / 255 - jnp.asarray(v.mean)) / jnp.asarray(v.std)
         x_BLD = self.patch_embedding(pixels.reshape(patches.values_BLP.shape))
-        return x_BLD + self.positions(patches.rows_BL, patches.columns_BL).astype(dtype)
+        return x_BLD + self.positions(patches).astype(dtype)
 
-    def positions(self, rows_BL: jax.Array, columns_BL: jax.Array) -> jax.Array:
+    def positions(self, patches: Patches) -> jax.Array:
         """What tells patches where they lie, float32 [B, L, D]."""
         size = self.config.embed_dim
         if self.position_embedding is None:
-            return jnp.concatenate([sinusoids(rows_BL, size // 2), sinusoids(columns_BL, size // 2)], axis=-1)
+            return waves_at(patches, size)
         side, table = self.vision.grid, self.position_embedding[...].astype(jnp.float32)
-        return between(table[-(side**2) :].reshape(side, side, size), rows_BL, columns_BL)
+        found_BLD = between(table[-(side**2) :].reshape(side, side, size), patches.rows_BL, patches.columns_BL)
+        return found_BLD + waves_of_time(patches, size)
 
     def encode(self, x_BLD: jax.Array, valid_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Hidden states of embedded patches after the last norm, the class token's first, and which are valid."""
@@ -205,11 +230,7 @@ class VisionEncoder(nnx.Module):
             x_BLD = jnp.concatenate([first_B1D, x_BLD], axis=1)
             valid_BL = jnp.concatenate([jnp.ones((len(x_BLD), 1), bool), valid_BL], axis=1)
         x_BLD = x_BLD if self.input_norm is None else self.input_norm(x_BLD)
-        x_BLD = constrain(x_BLD, "batch", "residual_length", None)
-        segments_BL = valid_BL.astype(jnp.int32)
-        places_L = jnp.arange(x_BLD.shape[1])
-        sight = self.stack.sight(attention_mask(segments_BL, causal=False), places_L[None], places_L, causal=False)
-        return self.stack(x_BLD, Context(sight, valid_BL))[0], valid_BL
+        return look_around(self.stack, x_BLD, valid_BL), valid_BL
 
     def pool(self, hidden_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
         """One vector of each picture, [B, D]."""
@@ -275,6 +296,15 @@ class TwoTowers(nnx.Module):
 def text_tower(config: TransformerConfig) -> TransformerConfig:
     """The configuration of the Transformer that reads the texts."""
     return dataclasses.replace(config, architecture="decoder" if config.towers.causal_text else "encoder")
+
+
+def look_around(stack: Stack, x_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
+    """Hidden states [B, L, D] of a stack in which all that is valid of a row sees all of it."""
+    x_BLD = constrain(x_BLD, "batch", "residual_length", None)
+    places_L = jnp.arange(x_BLD.shape[1])
+    mask_BLL = attention_mask(valid_BL.astype(jnp.int32), causal=False)
+    sight = stack.sight(mask_BLL, places_L[None], places_L, causal=False)
+    return stack(x_BLD, Context(sight, valid_BL))[0]
 
 
 def mean_of(hidden_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ class Pictures:
         colours: strength of changes of brightness, contrast and saturation; 0 for none.
         grey: probability of losing the colours.
         patches: most patches of a picture that keeps its shape; None cuts all to squares. With it there are no crops.
-        patch_size: side of these patches, as `Vision.patch_size`.
+        patch_size: side of a patch, as `Vision.patch_size`; of use with `patches`, and where patches are hidden.
     """
 
     image_size: int = 224
@@ -39,6 +39,8 @@ class Pictures:
     patches: int | None = None
     patch_size: int = 16
 
+    feature = "image"
+
     def __post_init__(self):
         check_fields(self)
         check(self.channels in (1, 3), f"Pictures.channels must be 1 or 3, not {self.channels}")
@@ -46,6 +48,11 @@ class Pictures:
             low, high = getattr(self, name)
             check(0 < low <= high, f"Pictures.{name} must be two rising numbers above 0, not {getattr(self, name)}")
         check(self.area[1] <= 1, f"Pictures.area is a share, at most 1; got {self.area}")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """One time, and rows and columns of patches of a picture of one size."""
+        return 1, self.image_size // self.patch_size, self.image_size // self.patch_size
 
     def spec(self) -> dict[str, ArraySpec]:
         """What `view` returns: `images`, or `patches` and `grid`."""

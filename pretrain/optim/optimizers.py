@@ -1,6 +1,7 @@
 """Optimizers from optax, with clipping and weight decay on matrices only."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import optax
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
-from pretrain.core.trees import map_named
+from pretrain.core.trees import map_named, named_leaves
 from pretrain.optim.averaging import keep_average
 from pretrain.optim.clipping import AdaGC, ZClip
 from pretrain.optim.compact import Storage, compact
@@ -62,8 +63,9 @@ def is_matrix(axes: tuple[str | None, ...]) -> bool:
 
 
 def build_optimizer(
-    config: Optimizer, schedule: Schedule, total_steps: int, logical_axes: Any, rate_scales: Any | None = None
-):
+    config: Optimizer, schedule: Schedule, total_steps: int, logical_axes: Any, rate_scales: Any | None = None,
+    untrained: Sequence[str] = (),
+):  # fmt: skip
     """The gradient transformation and its learning-rate function.
 
     Args:
@@ -71,11 +73,19 @@ def build_optimizer(
         total_steps: length of the run, for the schedule.
         logical_axes: tree of axis names of the parameters, which decides what is decayed.
         rate_scales: tree of factors on the learning rate, of the gradient's part of an update only; None for all 1.
+        untrained: beginnings of the names of parameters that have no gradient, beside `Optimizer.frozen`.
     """
     learning_rate = schedule.build(total_steps)
     decayed = jax.tree.map(is_matrix, logical_axes, is_leaf=lambda node: isinstance(node, tuple))
+    adam = compact(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon), config.state)
+    for name in config.frozen:
+        check(any(each.startswith(name) for each in named_leaves(decayed)),
+              f"Optimizer.frozen: no parameter's name begins with {name!r}")  # fmt: skip
+    still = map_named(lambda name, _: name.startswith((*config.frozen, *untrained)), decayed)
+    if any(jax.tree.leaves(still)):  # what stays as it is needs no moments
+        adam = optax.masked(adam, jax.tree.map(operator.not_, still))
     transforms = [
-        compact(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon), config.state),
+        adam,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate),
     ]
@@ -86,9 +96,7 @@ def build_optimizer(
         transforms.insert(0, config.clipping.transform())
     elif config.clip_norm is not None:
         transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.frozen:
-        still = map_named(lambda name, _: name.startswith(tuple(config.frozen)), decayed)
-        check(any(jax.tree.leaves(still)), f"Optimizer.frozen: no parameter's name begins with {config.frozen}")
+    if any(jax.tree.leaves(still)):
         transforms.append(optax.masked(optax.set_to_zero(), still))
     if config.average is not None:
         transforms.append(keep_average(config.average))

@@ -33,6 +33,7 @@ DIT = {  # of the released code, for 256 pixels: with a table of fixed positions
     "dit_s2": 32_963_360, "dit_b2": 130_512_416, "dit_l2": 458_102_816, "dit_xl2": 675_129_632,
 }  # fmt: skip
 WORLD = {"world_small": 1_405_824, "world_large": 463_096_832}  # our own; by hand from their shapes
+MAE = {"mae_l16": 329_541_888}  # of facebook/vit-mae-large for pretraining, whose tables of fixed positions are counted
 OTHERS = {"tiny", "word2vec_300", "electra_small", "electra_base", "electra_large"}
 
 
@@ -42,7 +43,7 @@ def described(name: str, capsys) -> dict:
 
 
 def test_every_preset_is_checked():
-    assert {path.stem for path in MODELS.glob("*.gin")} == {*RELEASED, *PUBLISHED, *DIT, *WORLD, *OTHERS}
+    assert {path.stem for path in MODELS.glob("*.gin")} == {*RELEASED, *PUBLISHED, *DIT, *WORLD, *MAE, *OTHERS}
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -67,6 +68,16 @@ def test_diffusion_transformers_are_those_of_the_release(name, capsys):
     width = arrays["classes"]["shape"][1]
     positions, variance = 16 * 16 * width, 16 * (width + 1)
     assert result["parameters"]["total"] + positions + variance == DIT[name]
+
+
+@pytest.mark.parametrize("name", MAE)
+def test_masked_autoencoders_are_those_of_the_release(name, capsys):
+    """By hand: 24 layers of 12,596,224, the class token, patches and the last norm; 8 of 3,152,384 in the decoder."""
+    result = described(name, capsys)
+    encoder = 24 * 12_596_224 + 1024 + (768 * 1024 + 1024) + 2 * 1024
+    decoder = (1024 * 512 + 512) + 512 + 8 * 3_152_384 + 2 * 512 + (512 * 768 + 768)
+    positions = (14 * 14 + 1) * (1024 + 512)
+    assert result["parameters"]["total"] == encoder + decoder == MAE[name] - positions
 
 
 @pytest.mark.parametrize("name", WORLD)

@@ -11,8 +11,9 @@ from tiny import CONFIG, model, params
 from pretrain.core.errors import UserError
 from pretrain.core.objective import ModelNeeds
 from pretrain.core.rng import host_rng
+from pretrain.core.video import cut
 from pretrain.models.flops import count_flops
-from pretrain.models.vision import between, cut, join, of_any_size, place, whole
+from pretrain.models.vision import between, join, of_any_size, place, whole
 from pretrain.models.vision_config import Vision
 
 VISION = Vision(image_size=12, patch_size=4, channels=1, num_layers=1, pooling="mean")
@@ -69,7 +70,7 @@ def test_other_sizes_interpolate_positions():
     vision = encoder()
     assert vision.position_embedding[...].shape == (9, 32)
     large = whole(pictures(24, 24), VISION)
-    found = vision.positions(large.rows_BL, large.columns_BL)[0].reshape(6, 6, 32)
+    found = vision.positions(large)[0].reshape(6, 6, 32)
     table = vision.position_embedding[...].reshape(3, 3, 32)
     np.testing.assert_allclose(found[0, 0], table[0, 0], rtol=1e-6)
     np.testing.assert_allclose(found[5, 5], table[2, 2], rtol=1e-6)

@@ -26,11 +26,13 @@ from pretrain.core.rng import host_rng
 from pretrain.core.video import VideoShape
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
-from pretrain.models.vision_config import Towers, Vision
+from pretrain.models.vision_config import Predictor, Towers, Vision
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.denoising import SpanCorruption, TextInfilling
 from pretrain.objectives.examples import Examples
+from pretrain.objectives.films import Films
+from pretrain.objectives.hidden_patches import HiddenPatches
 from pretrain.objectives.pictures import Pictures
 from pretrain.objectives.prefix import PrefixLM
 from pretrain.train.step import StepBuilder
@@ -82,6 +84,14 @@ def recorded(objective: Objective, lengths: list[list[int]]) -> Batch:
     }  # fmt: skip
 
 
+HIDDEN = {"pictures": dataclasses.replace(PICTURES, patch_size=2), "ratio": 0.7}
+FILMS = Films(frames=4, stride=2, height=8, width=8, channels=1, patch_size=4, tube=2, flip=True)
+SETTINGS["MaskedPictures"] = [
+    {"pictures": dataclasses.replace(PICTURES, patch_size=4), "ratio": 0.5},
+    {"pictures": FILMS, "ratio": 0.5, "normalized": False},
+]
+SETTINGS["HiddenFeatures"] = [HIDDEN]
+
 PICTURE = PictureShape(4, 8, 1, patch=4, classes=3)
 SETTINGS["Diffusion"] = [{"picture": PICTURE}]
 
@@ -99,11 +109,15 @@ def pictured(objective: Objective, lengths: list[list[int]]) -> Batch:
 PACKED: dict[str, Callable[[Objective, list[list[int]]], Batch]] = {"Diffusion": pictured, "NextFrame": recorded}
 # The least loss a fresh model has; 3, as for a word out of a vocabulary, where nothing stands here. SimCSE is solved
 # before training: a sentence is near itself under another dropout.
-FIRST_LOSS = {"Diffusion": 0.5, "ImageText": 0.5, "NextFrame": 0.5, "SimCLR": 0.5, "SimCSE": 0}
+FIRST_LOSS = {
+    "Diffusion": 0.5, "HiddenFeatures": 0.3, "ImageText": 0.5, "MaskedPictures": 0.3, "NextFrame": 0.5, "SimCLR": 0.5,
+    "SimCSE": 0,
+}  # fmt: skip
 # Features of a record, from a generator and the number of its tokens.
 RECORDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "tokens": lambda rng, size: np.append(rng.integers(4, VOCAB, size - 1), 2).astype(np.int32),
     "image": lambda rng, size: np.frombuffer(encode(rng.integers(0, 256, (9, 8 + size, 1), np.uint8)), np.uint8),
+    "frames": lambda rng, size: rng.integers(0, 256, (7 + size, 8, 8, 1), np.uint8),
 }
 SIZE = VOCAB + 128
 COUNTS = np.array([0] * 4 + [1] * (VOCAB - 4) + [10**6] * 128)  # noise words are hardly ever words of the batch
@@ -132,7 +146,7 @@ def cases() -> dict[str, Objective]:
 
 
 def _short(value: object) -> str:
-    return type(value).__name__ if isinstance(value, Pictures) else str(value)
+    return type(value).__name__ if isinstance(value, Pictures | Films) else str(value)
 
 
 def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
@@ -182,9 +196,20 @@ def config(objective: Objective) -> TransformerConfig:
     types = 2 if "types" in objective.batch_spec(1, LENGTH) else 0
     architecture = objective.model_needs.architectures[0]
     return dataclasses.replace(
-        CONFIG, vocab_size=VOCABULARY.size, architecture=architecture, token_types=types, vision=VISION,
+        CONFIG, vocab_size=VOCABULARY.size, architecture=architecture, token_types=types, vision=vision(objective),
         towers=Towers(joint_dim=24, image_projection=True, projection_bias=True, temperature=10.0),
     )  # fmt: skip
+
+
+def vision(objective: Objective) -> Vision:
+    """The tiny encoder of the pictures or films of an objective."""
+    if not isinstance(objective, HiddenPatches):
+        return VISION
+    p, narrow = objective.pictures, Predictor(num_layers=1, embed_dim=32, num_heads=2, mlp_dim=64)
+    other = {"pooling": "class"}
+    if isinstance(p, Films):
+        other = {"frames": p.frames, "tube": p.tube, "positions": "sincos", "pooling": "mean"}
+    return dataclasses.replace(VISION, patch_size=p.patch_size, predictor=narrow, **other)
 
 
 def model_of(objective: Objective) -> FunctionalModel:
