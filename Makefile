@@ -52,7 +52,7 @@ test-parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -e '.[interop]' pytest torch transformers
 	touch $@
 
-# What needs the simulator or scikit-learn, with the real libraries, in an environment of its own.
+# What needs the simulator, scikit-learn or espeak-ng (apt-get install espeak-ng), in an environment of its own.
 test-extras: .venv-extras/.installed
 	.venv-extras/bin/python -m pytest --noconftest tests/extras
 

@@ -19,7 +19,8 @@ from pretrain.data.tokenizers import Tokenizer
 from pretrain.evaluate.matching import Matching, class_vectors, ranks, recall
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.base import Objective
-from pretrain.objectives.contrastive import ImageText, padded_text
+from pretrain.objectives.contrastive import ImageText
+from pretrain.objectives.examples import padded_text
 from pretrain.sharding.placement import replicated
 from pretrain.sharding.rules import use_mesh
 

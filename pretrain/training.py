@@ -61,7 +61,7 @@ def build_trainer(
         data,
         workdir,
         Checkpointing(),
-        count_flops(specification, training.sequence_length, targets).training,
+        count_flops(specification, training.sequence_length, targets, objective.encoded_length).training,
         params,
         Recovery(),
         Detector(),

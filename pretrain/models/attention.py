@@ -214,7 +214,10 @@ class Attention(nnx.Module):
         embed, heads, kv_heads, size = config.embed_dim, config.num_heads, config.num_kv_heads, config.query_dim
         scale = config.init_scale
         self.query = Projection((embed,), (heads, size), ("embed", "heads", None), config, rngs=rngs, scale=scale)
-        self.key = Projection((embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale)
+        self.key = Projection(
+            (embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale,
+            bias=config.use_bias and config.key_bias,
+        )  # fmt: skip
         self.value = Projection((embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale)
         out_scale = config.output_scale(heads * size)
         self.out = Projection((heads, size), (embed,), ("heads", None, "embed"), config, rngs=rngs, scale=out_scale)

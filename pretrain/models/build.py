@@ -14,6 +14,7 @@ from pretrain.models.diffusion import DiffusionTransformer
 from pretrain.models.functional import FunctionalModel
 from pretrain.models.layers import param
 from pretrain.models.masked_vision import JointEmbedding, MaskedAutoencoder
+from pretrain.models.speech import SpeechTransformer
 from pretrain.models.transformer import Transformer
 from pretrain.models.vision import TwoTowers, VisionEncoder
 from pretrain.models.world import WorldModel
@@ -77,6 +78,7 @@ def _transformer(config: TransformerConfig, needs: ModelNeeds, rngs: nnx.Rngs) -
 BACKBONES: dict[str, Callable[[TransformerConfig, ModelNeeds, nnx.Rngs], nnx.Module]] = {
     "transformer": _transformer,
     "diffusion": lambda config, needs, rngs: DiffusionTransformer(config, needs.shape, rngs=rngs),
+    "speech": lambda config, needs, rngs: SpeechTransformer(config, needs.shape, rngs=rngs),
     "world": lambda config, needs, rngs: WorldModel(config, needs.shape, rngs=rngs),
     "masked_autoencoder": lambda config, needs, rngs: MaskedAutoencoder(config, rngs=rngs),
     "joint_embedding": lambda config, needs, rngs: JointEmbedding(config, needs.momentum, rngs=rngs),

@@ -127,6 +127,7 @@ class TransformerConfig:
         activation: "swiglu", "geglu" (Shazeer 2020; three matrices), "gelu" (its tanh form), "gelu_erf", "quick_gelu"
             (CLIP), "relu" or "relu2" (two).
         use_bias: biases in projections and LayerNorm.
+        key_bias: of keys too, where there are biases. It changes nothing, for a softmax does not see it (Whisper).
         tie_embeddings: the output head is the transposed embedding.
         embedding_multiplier, logit_multiplier: factors on embeddings (Gemma) and on logits (T5: embed_dim ** -0.5).
         logit_softcap: c * tanh(logits / c) when set (Gemma 2).
@@ -181,6 +182,7 @@ class TransformerConfig:
     global_every: int = 0
     activation: Literal["swiglu", "geglu", "gelu", "gelu_erf", "quick_gelu", "relu", "relu2"] = "swiglu"
     use_bias: bool = False
+    key_bias: bool = True
     tie_embeddings: bool = True
     embedding_multiplier: float = 1.0
     logit_multiplier: float = 1.0

@@ -40,13 +40,16 @@ class Flops:
         return 3 * (self.forward - self.attention_scores)
 
 
-def count_flops(config: TransformerConfig, length: int, targets: int | None = None) -> Flops:
+def count_flops(
+    config: TransformerConfig, length: int, targets: int | None = None, encoded: int | None = None
+) -> Flops:
     """FLOPs of a token in training at a sequence length.
 
     Args:
         config: the model.
         length: tokens of an input sequence.
         targets: positions that are predicted in it, or the decoder's length in an encoder-decoder; None for `length`.
+        encoded: length of what an encoder reads, where that is not the input (sound beside a text); None for `length`.
     """
     c, targets = config, targets or length
     check(length >= 1, f"the sequence length must be at least 1, got {length}")
@@ -59,10 +62,11 @@ def count_flops(config: TransformerConfig, length: int, targets: int | None = No
         return _with_pictures(c, length)
     if c.architecture == "encoder_decoder":
         encoder = c.encoder_layers or c.num_layers
-        projections = encoder * project(length, length)
-        projections += c.num_layers * (project(targets, targets) + project(targets, length))
-        scores = 4 * q * (encoder * length**2 + c.num_layers * (targets**2 // 2 + targets * length))
-        mlp = _mlp(c, encoder) * length + _mlp(c, c.num_layers) * targets
+        inputs = encoded or length
+        projections = encoder * project(inputs, inputs)
+        projections += c.num_layers * (project(targets, targets) + project(targets, inputs))
+        scores = 4 * q * (encoder * inputs**2 + c.num_layers * (targets**2 // 2 + targets * inputs))
+        mlp = _mlp(c, encoder) * inputs + _mlp(c, c.num_layers) * targets
     else:
         projections = c.num_layers * project(length, length)
         scores = 4 * q * c.num_layers * length**2 // (2 if c.architecture == "decoder" else 1)

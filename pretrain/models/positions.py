@@ -55,9 +55,12 @@ def rotate(x_BLHQ: jax.Array, tables: Rotary) -> jax.Array:
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_BLHQ.dtype)
 
 
-def sinusoids(positions_BL: jax.Array, embed_dim: int) -> jax.Array:
-    """Sines, then cosines, of wavelengths from 2 pi to 10,000 * 2 pi (Vaswani et al. 2017, section 3.5), float32."""
-    frequency = 10_000.0 ** (-np.arange(0, embed_dim, 2) / embed_dim)
+def sinusoids(positions_BL: jax.Array, embed_dim: int, *, closed: bool = False) -> jax.Array:
+    """Sines, then cosines, of wavelengths from 2 pi to 10,000 * 2 pi (Vaswani et al. 2017, section 3.5), float32.
+
+    With `closed` the last wave has that longest length, which it otherwise falls short of by one step (Whisper).
+    """
+    frequency = 10_000.0 ** (-np.arange(0, embed_dim, 2) / (embed_dim - 2 * closed))
     angle = positions_BL[..., None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)[..., :embed_dim]
 

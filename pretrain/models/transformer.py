@@ -104,10 +104,16 @@ class Transformer(nnx.Module):
 
     def encode_decode(self, inputs: Tokens, targets: Tokens) -> Output:
         """The decoder's hidden states [batch, length of targets, embed]; segments with one number belong together."""
-        context = self._context(self.encoder, *inputs[1:], causal=False)
-        memory_BSD, _, encoder_routing = self.encoder(self.embed(inputs[0], inputs[2]), context)
-        mask_BLS = attention_mask(targets[1], inputs[1], causal=False)
-        across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS, segments=(targets[1], inputs[1]))}
+        return self.translate(self.embed(inputs[0], inputs[2]), *inputs[1:], targets)
+
+    def translate(
+        self, x_BSD: jax.Array, segment_ids_BS: jax.Array, positions_BS: jax.Array, targets: Tokens
+    ) -> Output:
+        """As `encode_decode`, of inputs that are embedded: words, or what else an encoder can read."""
+        context = self._context(self.encoder, segment_ids_BS, positions_BS, causal=False)
+        memory_BSD, _, encoder_routing = self.encoder(x_BSD, context)
+        mask_BLS = attention_mask(targets[1], segment_ids_BS, causal=False)
+        across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS, segments=(targets[1], segment_ids_BS))}
         target_context = self._context(self.decoder, *targets[1:], causal=True, **across)
         hidden_BLD, _, routing = self.decoder(self.embed(targets[0], targets[2]), target_context)
         terms, metrics = self._router_terms(routing, target_context.valid_BL)

@@ -19,7 +19,7 @@ from pretrain.core.batch import ArraySpec
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 from pretrain.core.objective import Metrics, ModelNeeds, Output, Term, Terms
-from pretrain.objectives.examples import Examples, count_unusable
+from pretrain.objectives.examples import Examples, count_unusable, padded_text, text_spec
 from pretrain.objectives.pictures import Pictures
 from pretrain.objectives.similarity import Sums, info_nce, sigmoid_pairs
 
@@ -39,28 +39,6 @@ class Contrastive(Examples):
         weight = jnp.sum(batch["loss_weights"], dtype=jnp.float32)
         loss, first = (sum(getattr(each, name) for each in sums) / len(sums) for name in Sums._fields)
         return {"contrastive": Term(loss, weight)}, {"first": (first, weight), **count_unusable(batch)}
-
-
-def padded_text(tokens: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """A text of `length` tokens, cut where it is longer, with its EOS at the end and 0 behind it.
-
-    Raises:
-        ValueError: there is nothing but the EOS.
-    """
-    if len(tokens) < 2:
-        raise ValueError("no text")
-    tokens = tokens if len(tokens) <= length else np.append(tokens[: length - 1], tokens[-1])
-    padding = np.zeros(length - len(tokens), np.int32)
-    return {
-        "tokens": np.concatenate([tokens, padding]),
-        "segment_ids": np.concatenate([np.ones(len(tokens), np.int32), padding]),
-    }
-
-
-def text_spec(length: int) -> dict[str, ArraySpec]:
-    """What `padded_text` returns."""
-    row = ArraySpec((length,), "int32", (None,))
-    return {"tokens": row, "segment_ids": row}
 
 
 @gin.configurable

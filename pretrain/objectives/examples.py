@@ -106,3 +106,25 @@ def count_unusable(batch: dict[str, jax.Array]) -> Metrics:
     """The share of rows whose record nothing could be made of, as a metric."""
     unusable = jnp.sum(batch["unusable"])
     return {"unusable": (unusable, jnp.sum(batch["loss_weights"]) + unusable)}
+
+
+def padded_text(tokens: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """A text of `length` tokens, cut where it is longer, with its EOS at the end and 0 behind it.
+
+    Raises:
+        ValueError: there is nothing but the EOS.
+    """
+    if len(tokens) < 2:
+        raise ValueError("no text")
+    tokens = tokens if len(tokens) <= length else np.append(tokens[: length - 1], tokens[-1])
+    padding = np.zeros(length - len(tokens), np.int32)
+    return {
+        "tokens": np.concatenate([tokens, padding]),
+        "segment_ids": np.concatenate([np.ones(len(tokens), np.int32), padding]),
+    }
+
+
+def text_spec(length: int) -> dict[str, ArraySpec]:
+    """What `padded_text` returns."""
+    row = ArraySpec((length,), "int32", (None,))
+    return {"tokens": row, "segment_ids": row}

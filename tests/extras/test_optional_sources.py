@@ -1,8 +1,12 @@
-"""Sources that need an extra, with the real libraries: `make test-extras` installs them and runs this."""
+"""Sources that need an extra, with the real libraries: `make test-extras` installs them and runs this.
+
+espeak-ng is no Python package and must be there already (`apt-get install espeak-ng`).
+"""
 
 import numpy as np
 
 from pretrain.core.arrays import from_bytes
+from pretrain.core.sound import RATE, decode
 from pretrain.curate import pusht
 from pretrain.curate.formats import find_inputs, read_file
 from pretrain.curate.readers import Fields
@@ -23,3 +27,10 @@ def test_the_digits():
     assert len(records) == 1797
     labels = [int(from_bytes(record.arrays["label"])[0]) for record in records]
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # the data set's own
+
+
+def test_espeak_speaks():
+    files, _ = find_inputs("espeak:3", "spoken")
+    found = [record for file in files for record in read_file(file, Fields())]
+    assert len(found) == 3
+    assert all(0.2 < len(decode(record.arrays["sound"])) / RATE < 6 for record in found)

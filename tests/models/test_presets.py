@@ -32,6 +32,10 @@ ACTIVE = {"mixtral_8x7b": 12.9e9, "deepseek_moe_16b": 2.8e9}
 DIT = {  # of the released code, for 256 pixels: with a table of fixed positions, and a second output for the variance
     "dit_s2": 32_963_360, "dit_b2": 130_512_416, "dit_l2": 458_102_816, "dit_xl2": 675_129_632,
 }  # fmt: skip
+WHISPER = {  # of the released files, which hold the encoder's 1,500 sinusoids; large is v1's and v2's shape
+    "whisper_tiny": 37_760_640, "whisper_base": 72_593_920, "whisper_small": 241_734_912,
+    "whisper_medium": 763_857_920, "whisper_large": 1_543_304_960, "whisper_large_v3": 1_543_490_560,
+}  # fmt: skip
 WORLD = {"world_small": 1_405_824, "world_large": 463_096_832}  # our own; by hand from their shapes
 MAE = {"mae_l16": 329_541_888}  # of facebook/vit-mae-large for pretraining, whose tables of fixed positions are counted
 OTHERS = {"tiny", "word2vec_300", "electra_small", "electra_base", "electra_large"}
@@ -43,7 +47,15 @@ def described(name: str, capsys) -> dict:
 
 
 def test_every_preset_is_checked():
-    assert {path.stem for path in MODELS.glob("*.gin")} == {*RELEASED, *PUBLISHED, *DIT, *WORLD, *MAE, *OTHERS}
+    assert {path.stem for path in MODELS.glob("*.gin")} == {
+        *RELEASED,
+        *PUBLISHED,
+        *DIT,
+        *WORLD,
+        *MAE,
+        *WHISPER,
+        *OTHERS,
+    }
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -78,6 +90,14 @@ def test_masked_autoencoders_are_those_of_the_release(name, capsys):
     decoder = (1024 * 512 + 512) + 512 + 8 * 3_152_384 + 2 * 512 + (512 * 768 + 768)
     positions = (14 * 14 + 1) * (1024 + 512)
     assert result["parameters"]["total"] == encoder + decoder == MAE[name] - positions
+
+
+@pytest.mark.parametrize("name", WHISPER)
+def test_speech_models_are_those_of_the_release(name, capsys):
+    result = described(name, capsys)
+    counts, sinusoids = result["parameters"], 1500 * result["arrays"]["embedding"]["shape"][1]
+    assert counts["total"] + sinusoids == WHISPER[name]
+    assert sum(counts[part] for part in ("embedding", "attention", "mlp", "norms", "heads")) == counts["total"]
 
 
 @pytest.mark.parametrize("name", WORLD)

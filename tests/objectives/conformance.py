@@ -23,6 +23,8 @@ from pretrain.core.diffusion import PictureShape
 from pretrain.core.images import encode
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
+from pretrain.core.sound import SoundShape
+from pretrain.core.sound import encode as encode_sound
 from pretrain.core.video import VideoShape
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
@@ -59,6 +61,7 @@ SETTINGS: dict[str, list[dict]] = {
     ],
     "SimCLR": [{"temperature": 0.05, "rows": 2, "pictures": PICTURES}],
     "SimCSE": [{"text_length": LENGTH, "rows": 2}],
+    "Transcription": [{"sound": SoundShape(seconds=0.16, mels=20), "text_length": LENGTH}],
     "Mixed": [
         {"objectives": (Causal(z_loss=0.01), PrefixLM(), SpanCorruption(layout="decoder", density=0.5))},
         {"objectives": (TextInfilling(), SpanCorruption(density=0.5)), "average": "objectives"},
@@ -113,9 +116,17 @@ FIRST_LOSS = {
     "Diffusion": 0.5, "HiddenFeatures": 0.3, "ImageText": 0.5, "MaskedPictures": 0.3, "NextFrame": 0.5, "SimCLR": 0.5,
     "SimCSE": 0,
 }  # fmt: skip
+
+
+def tone(hertz: float, samples: int) -> np.ndarray:
+    """A tone at 16 kHz, float32: recordings differ by what is heard, not by noise alone."""
+    return 0.3 * np.sin(2 * np.pi * hertz / 16_000 * np.arange(samples), dtype=np.float32)
+
+
 # Features of a record, from a generator and the number of its tokens.
 RECORDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "tokens": lambda rng, size: np.append(rng.integers(4, VOCAB, size - 1), 2).astype(np.int32),
+    "sound": lambda rng, size: np.frombuffer(encode_sound(tone(rng.uniform(200, 4000), 160 * size)), np.uint8),
     "image": lambda rng, size: np.frombuffer(encode(rng.integers(0, 256, (9, 8 + size, 1), np.uint8)), np.uint8),
     "frames": lambda rng, size: rng.integers(0, 256, (7 + size, 8, 8, 1), np.uint8),
 }
@@ -146,7 +157,7 @@ def cases() -> dict[str, Objective]:
 
 
 def _short(value: object) -> str:
-    return type(value).__name__ if isinstance(value, Pictures | Films) else str(value)
+    return type(value).__name__ if isinstance(value, Pictures | Films | SoundShape) else str(value)
 
 
 def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:

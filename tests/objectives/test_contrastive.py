@@ -13,7 +13,8 @@ from pretrain.core.errors import UserError
 from pretrain.core.images import encode
 from pretrain.core.rng import host_rng
 from pretrain.core.trees import named_leaves
-from pretrain.objectives.contrastive import ImageText, SimCLR, padded_text
+from pretrain.objectives.contrastive import ImageText, SimCLR
+from pretrain.objectives.examples import padded_text
 from pretrain.objectives.pictures import Pictures, grid_of
 from pretrain.objectives.similarity import number_of_parts
 from pretrain.optim.optimizers import Optimizer, build_optimizer
