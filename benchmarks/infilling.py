@@ -4,7 +4,7 @@
 
 DATA is the folder of a run with a corpus, whose cache is made with 103 sentinels when it is not there. Three run files
 (quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of `TOKENS` tokens in rows
-of --length. All are asked for the same tokens of held-out documents, in up to 8 pieces a document, teacher-forced:
+of --length. All are asked for the same tokens of held-out documents, in up to `MOST` pieces each, teacher-forced:
 
 **spans** that T5's noise takes out: T5 sees the text around them, the causal model all text before them;
 **middles** between two random cuts: given prefix and suffix, in both orders of FIM, or the prefix alone.
@@ -28,11 +28,9 @@ from pretrain.objectives.losses import cross_entropy
 from pretrain.objectives.pieces import take_apart
 from pretrain.objectives.spans import allot, spans_of
 
-TOKENS = 2048  # of a step
-T5 = (
-    "TransformerConfig.embedding_multiplier=11.3",
-    "Schedule.warmup_steps=100",
-)  # as T5, whose embeddings are of size 1
+TOKENS, MOST = 2048, 64  # tokens of a step; pieces of a document
+# As T5, whose embeddings are of size 1: with small ones the decoder takes far longer to find which sentinel is which.
+T5 = ("TransformerConfig.embedding_multiplier=11.3", "Schedule.warmup_steps=100")
 ARMS = {"causal": ("quickstart",), "fim": ("fim_quickstart",), "t5": ("t5_quickstart", *T5)}
 SMALL = (
     "TransformerConfig.num_layers=2", "TransformerConfig.embed_dim=128", "TransformerConfig.num_heads=4",
@@ -97,8 +95,8 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--length", type=int, default=64, help="of a row; pieces are 4 tokens shorter")
-    parser.add_argument("--pieces", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a row")
+    parser.add_argument("--pieces", type=int, default=4096)
     parser.add_argument("--arms", default="causal,t5,fim")
     options = parser.parse_args()
     for arm in options.arms.split(","):
@@ -106,15 +104,20 @@ def main() -> None:
         report(arm, experiment, options)
 
 
+def held_out(experiment: Experiment, length: int, count: int) -> np.ndarray:
+    """Pieces of held-out documents, int [R, length]: no more than `MOST` of one document, no more than `count`."""
+    documents = stored_tokens(experiment.data / "cache", "validation")
+    starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - length + 1, length)[:MOST]]
+    return np.array([tokens[start : start + length] for tokens, start in starts[:count]], np.int32)
+
+
 def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> None:
     """Prints the scores of one arm."""
     vocabulary, bos, eos = experiment.task.vocabulary, experiment.tokenizer.bos_id, experiment.tokenizer.eos_id
-    documents, piece = list(stored_tokens(experiment.data / "cache", "validation")), options.length - ROOM
-    starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - piece + 1, piece)[:8]]
-    texts = np.array([tokens[start : start + piece] for tokens, start in starts[: options.pieces]], np.int32)
-    packed, causal = packed_rows(texts, bos), Causal()
+    spans, causal = SpanCorruption().bind(vocabulary), Causal()
+    texts = held_out(experiment, spans.packed_length(options.length), options.pieces)  # rows as T5 was trained on
+    packed = packed_rows(texts, bos)
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
-    spans = SpanCorruption().bind(vocabulary)
     if arm == "t5":
         batch = spans.finish(packed, host_rng(options.seed, "spans"))
         found = nats(experiment, spans, batch)
@@ -123,10 +126,13 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
         return
     plain = nats(experiment, causal, causal.finish(packed, None))
     pieces, noise, counts = allot(
-        take_apart(texts, packed["segment_ids"]), len(texts), spans.noise, np.zeros(len(texts), int), spans.room(piece)
-    )
+        take_apart(texts, packed["segment_ids"]), len(texts), spans.noise, np.zeros(len(texts), int),
+        spans.room(texts.shape[1]),
+    )  # fmt: skip
     is_noise = spans_of(pieces.lengths_P, noise, counts, host_rng(options.seed, "spans"))[0].reshape(texts.shape)
     print("  spans, text before them:", mean_and_interval(plain, is_noise), flush=True)
+    texts = held_out(experiment, options.length - ROOM, options.pieces)
+    plain = nats(experiment, causal, causal.finish(packed_rows(texts, bos), None))
     score_middles(experiment, texts, plain, options.seed, infills=arm == "fim")
     print("  bits per byte, plain:", experiment.evaluate(reuse=True)["bits_per_byte"], flush=True)
 
