@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="pretrain-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import gin
 import jax
 import pytest
 from tiny import ROOT, TINY_GIN, write_corpus
@@ -39,6 +40,13 @@ def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]) -> p
             make(folder)
             (folder / "made").touch()
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_bound():
+    """What the commands of one file bind would hold in every file that follows."""
+    yield
+    gin.clear_config()
 
 
 @pytest.fixture(scope="session")
