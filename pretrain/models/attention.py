@@ -213,7 +213,11 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, heads, kv_heads, size = config.embed_dim, config.num_heads, config.num_kv_heads, config.query_dim
         scale = config.init_scale
-        self.query = Projection((embed,), (heads, size), ("embed", "heads", None), config, rngs=rngs, scale=scale)
+        usual = 1.0 if config.attention_scale is None else size**-0.5 / config.attention_scale
+        self.query = Projection(
+            (embed,), (heads, size), ("embed", "heads", None), config, rngs=rngs,
+            scale=usual * (scale or 1 / math.sqrt(embed)),
+        )  # fmt: skip
         self.key = Projection(
             (embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale,
             bias=config.use_bias and config.key_bias,

@@ -20,8 +20,8 @@ Remat = Literal["none", "minimal", "named", "full", "offload"]
 POSITIVE = (
     "num_layers", "embed_dim", "num_heads", "mlp_dim", "mlp_chunks", "vocab_chunks", "max_length", "norm_epsilon",
     "rope_theta", "base_embed_dim", "base_num_layers", "vocab_size", "encoder_layers", "kv_heads", "head_dim",
-    "embedding_dim", "logit_softcap", "init_scale", "relative_buckets", "relative_distance", "sliding_window",
-    "embedding_multiplier", "logit_multiplier", "attention_scale", "attention_softcap",
+    "embedding_dim", "logit_softcap", "init_scale", "embedding_init_scale", "relative_buckets", "relative_distance",
+    "sliding_window", "embedding_multiplier", "logit_multiplier", "attention_scale", "attention_softcap",
 )  # fmt: skip
 
 
@@ -139,7 +139,9 @@ class TransformerConfig:
         vision: the encoder of pictures; None for none.
         towers: how it and the text tower meet.
         init_scale: standard deviation of matrices; None = 1/sqrt(fan in). Output projections are divided by
-            sqrt(2 * num_layers) (GPT-2, section 2.3).
+            sqrt(2 * num_layers) (GPT-2, section 2.3). Where `attention_scale` is set, queries make up for it, so that
+            attention begins as soft as with the usual one (T5).
+        embedding_init_scale: standard deviation of token embeddings; None = as that of matrices (T5: 1).
         parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
             `models.parametrization`.
         base_embed_dim, base_num_layers: shape of the proxy at which the learning rate was found.
@@ -195,6 +197,7 @@ class TransformerConfig:
     vision: Vision | None = None
     towers: Towers = dataclasses.field(default_factory=Towers)
     init_scale: float | None = None
+    embedding_init_scale: float | None = None
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     base_embed_dim: int = 128
     base_num_layers: int = 4

@@ -49,12 +49,13 @@ class Transformer(nnx.Module):
             "TransformerConfig.embedding_dim needs an objective with a head of its own, or tie_embeddings = False",
         )
         self.config = config
-        dtype, scale = config.param_dtype, config.embedding_scale
+        dtype = config.param_dtype
 
-        def table(rows: int, columns: int = config.table_dim) -> jax.Array:
+        def table(rows: int, columns: int = config.table_dim, scale: float = config.embedding_scale) -> jax.Array:
             return scale * jax.random.normal(rngs.params(), (rows, columns), dtype)
 
-        self.embedding = param(table(config.vocab_size), ("vocab", "embed"))
+        words = table(config.vocab_size, scale=config.embedding_init_scale or config.embedding_scale)
+        self.embedding = param(words, ("vocab", "embed"))
         learned = config.positions == "learned"
         self.position_embedding = param(table(config.max_length), (None, "embed")) if learned else None
         self.type_embedding = param(table(config.token_types), (None, "embed")) if config.token_types else None

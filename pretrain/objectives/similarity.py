@@ -49,7 +49,7 @@ def info_nce(
         seen_CN = jnp.where(is_key_N & (column_N != own_C[:, None] + batch), logits_CN, MASKED)
         own_logit_C = jnp.sum(jnp.where(is_own_CN, logits_CN, 0), axis=-1)
         loss_C = jax.nn.logsumexp(seen_CN, axis=-1) - own_logit_C
-        return Sums(_sum(loss_C, weights_C), _sum((own_logit_C >= jnp.max(seen_CN, axis=-1)) * 1.0, weights_C))
+        return Sums(_sum(loss_C, weights_C), _sum((_best(seen_CN) == own_C) * 1.0, weights_C))
 
     return _in_parts(part, rows, queries_BJ, jnp.arange(batch), weights_B)
 
@@ -69,16 +69,21 @@ def sigmoid_pairs(queries_BJ: jax.Array, keys_BJ: jax.Array, weights_B: jax.Arra
         logits_CB = _logits(queries_CJ, keys_BJ)
         is_own_CB = column_B == own_C[:, None]
         loss_CB = jax.nn.softplus(jnp.where(is_own_CB, -logits_CB, logits_CB))
-        best_C = jnp.max(jnp.where(is_key_B, logits_CB, MASKED), axis=-1)
-        is_first_C = jnp.sum(jnp.where(is_own_CB, logits_CB, 0), axis=-1) >= best_C
+        best_C = _best(jnp.where(is_key_B, logits_CB, MASKED))
         loss_C = jnp.sum(jnp.where(is_key_B, loss_CB, 0), axis=-1)
-        return Sums(_sum(loss_C, weights_C), _sum(is_first_C * 1.0, weights_C))
+        return Sums(_sum(loss_C, weights_C), _sum((best_C == own_C) * 1.0, weights_C))
 
     return _in_parts(part, rows, queries_BJ, jnp.arange(len(queries_BJ)), weights_B)
 
 
 def _logits(queries_CJ: jax.Array, keys_NJ: jax.Array) -> jax.Array:
     return constrain(jnp.einsum("cj,nj->cn", queries_CJ, keys_NJ, preferred_element_type=jnp.float32), "batch", None)
+
+
+def _best(logits_CN: jax.Array) -> jax.Array:
+    """The number of the greatest of each row, of several the least, so that keys that are all alike find nothing."""
+    is_greatest_CN = logits_CN == jnp.max(logits_CN, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_greatest_CN, jnp.arange(logits_CN.shape[1]), logits_CN.shape[1]), axis=-1)
 
 
 def _sum(values_C: jax.Array, weights_C: jax.Array) -> jax.Array:

@@ -274,6 +274,17 @@ def test_initial_scales():
     assert np.abs(np.corrcoef(layers.reshape(8, -1))[np.triu_indices(8, 1)]).max() < 0.1  # layers differ
 
 
+def test_initial_scales_of_t5():
+    """Embeddings of size 1, and queries that make up for scores without a factor: Raffel et al. 2019, their code."""
+    config = dataclasses.replace(CONFIG, embed_dim=64, num_heads=4, head_dim=16, attention_scale=1.0,
+                                 embedding_init_scale=1.0, tie_embeddings=False)  # fmt: skip
+    drawn = named_leaves(params(config))
+    np.testing.assert_allclose(drawn["embedding"].std(), 1, rtol=0.05)
+    np.testing.assert_allclose(drawn["unembedding"].std(), 64**-0.5, rtol=0.05)
+    np.testing.assert_allclose(drawn["decoder/blocks/attention/query/kernel"].std(), (64 * 16) ** -0.5, rtol=0.03)
+    np.testing.assert_allclose(drawn["decoder/blocks/attention/key/kernel"].std(), 64**-0.5, rtol=0.03)
+
+
 def test_every_parameter_names_its_axes():
     for changes in VARIANTS.values():
         functional = model(dataclasses.replace(CONFIG, **changes))

@@ -4,6 +4,7 @@ import dataclasses
 
 import conformance
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -16,7 +17,7 @@ from pretrain.core.trees import named_leaves
 from pretrain.objectives.contrastive import ImageText, SimCLR
 from pretrain.objectives.examples import padded_text
 from pretrain.objectives.pictures import Pictures, grid_of
-from pretrain.objectives.similarity import number_of_parts
+from pretrain.objectives.similarity import info_nce, number_of_parts, sigmoid_pairs
 from pretrain.optim.optimizers import Optimizer, build_optimizer
 from pretrain.optim.schedules import Schedule
 
@@ -26,6 +27,14 @@ from pretrain.optim.schedules import Schedule
 def test_losses_are_those_of_the_whole_matrix(kind, rows):
     ours, by_hand = checked(kind, rows)
     np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [info_nce, sigmoid_pairs])
+def test_keys_that_are_all_alike_find_nothing(loss):
+    """A collapsed model scores what guessing does: of equal logits one counts, not every one."""
+    same = jnp.ones((BATCH, SPACE))
+    found = loss(same, same, jnp.ones(BATCH), rows=4)
+    assert float(found.first) == 1
 
 
 def test_equal_on_any_number_of_devices_and_in_parts(eight_devices):
