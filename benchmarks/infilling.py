@@ -9,11 +9,14 @@ of --length. All are asked for the same tokens of held-out documents, in up to `
 **spans** that T5's noise takes out: T5 sees the text around them, the causal model all text before them;
 **middles** between two random cuts: given prefix and suffix, in both orders of FIM, or the prefix alone.
 
-Prints nats per token with a 95 % interval over pieces, and the bits per byte of plain causal scoring.
+Prints nats per token with a 95 % interval over pieces, the bits per byte of plain causal scoring, and how far arms that
+score the same tokens are apart, piece by piece. Arms may be trained one by one: each leaves its scores in its folder.
 """
 
 import argparse
+import itertools
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -70,23 +73,47 @@ def nats(experiment: Experiment, objective, batch: dict) -> np.ndarray:
     return np.concatenate([of(params, part) for part in parts])
 
 
-def packed_rows(texts: np.ndarray, bos: int, room: int = 0) -> dict[str, np.ndarray]:
-    """Each text in a row of its own, with room after it."""
+def packed_rows(texts: np.ndarray, before: np.ndarray, room: int = 0) -> dict[str, np.ndarray]:
+    """Each text in a row of its own, with room after it; `before`, int [R], are the tokens in front of them."""
     rows, length = len(texts), texts.shape[1] + room
     first = np.zeros((rows, length), np.int32)
-    first[:, 0] = bos
+    first[:, 0] = before
     return {
         "tokens": np.pad(texts, ((0, 0), (0, room))), "segment_ids": np.ones((rows, length), np.int32),
         "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)), "first_inputs": first,
     }  # fmt: skip
 
 
-def mean_and_interval(values_RL: np.ndarray, mask_RL: np.ndarray) -> str:
-    """Mean over the tokens of `mask_RL`, with a bootstrap interval over rows."""
-    sums, counts = (values_RL * mask_RL).sum(1), mask_RL.sum(1)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
-    return f"{sums.sum() / counts.sum():.3f} [{low:.3f}, {high:.3f}]"
+class Scores:
+    """Sums of nats and counts of tokens of each piece, by what was asked; kept in the folder of an arm."""
+
+    def __init__(self, folder: Path):
+        self.file, self.arrays = folder / "scores.npz", {}
+
+    def add(self, name: str, values_RL: np.ndarray, mask_RL: np.ndarray) -> None:
+        """Prints the mean over the tokens of `mask_RL`, with a bootstrap interval over rows, and keeps both sums."""
+        self.arrays[name] = np.stack([(values_RL * mask_RL).sum(1), mask_RL.sum(1)])
+        print(f"  {name}:", interval(*self.arrays[name]), flush=True)
+        np.savez(self.file, **self.arrays)
+
+
+def interval(sums_R: np.ndarray, counts_R: np.ndarray) -> str:
+    """Their quotient, with a bootstrap interval over rows."""
+    drawn = np.random.default_rng(0).integers(len(sums_R), size=(2000, len(sums_R)))
+    low, high = np.percentile(sums_R[drawn].sum(1) / counts_R[drawn].sum(1), [2.5, 97.5])
+    return f"{sums_R.sum() / counts_R.sum():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints how far what was asked of the same tokens is apart, for all pairs of arms and contexts."""
+    found = {}
+    for arm in ARMS:
+        file = Path(options.output) / f"{arm}-{options.seed}" / "scores.npz"
+        found |= {(arm, name): scores for name, scores in np.load(file).items()} if file.exists() else {}
+    for one, other in itertools.combinations(found, 2):
+        (sums, counts), (others, other_counts) = found[one], found[other]
+        if one[1].split(",")[0] == other[1].split(",")[0] and np.array_equal(counts, other_counts):
+            print(f"{' '.join(other)} minus {' '.join(one)}: {interval(others - sums, counts)}")
 
 
 def main() -> None:
@@ -102,27 +129,32 @@ def main() -> None:
     for arm in options.arms.split(","):
         experiment = trained(arm, options)
         report(arm, experiment, options)
+    compare(options)
 
 
-def held_out(experiment: Experiment, length: int, count: int) -> np.ndarray:
-    """Pieces of held-out documents, int [R, length]: no more than `MOST` of one document, no more than `count`."""
-    documents = stored_tokens(experiment.data / "cache", "validation")
+def held_out(experiment: Experiment, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of held-out documents, int [R, length], at most `MOST` of one and `count` of all; tokens before them."""
+    documents, bos = stored_tokens(experiment.data / "cache", "validation"), experiment.tokenizer.bos_id
     starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - length + 1, length)[:MOST]]
-    return np.array([tokens[start : start + length] for tokens, start in starts[:count]], np.int32)
+    texts = np.array([tokens[start : start + length] for tokens, start in starts[:count]], np.int32)
+    return texts, np.array([tokens[start - 1] if start else bos for tokens, start in starts[:count]], np.int32)
 
 
 def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> None:
     """Prints the scores of one arm."""
-    vocabulary, bos, eos = experiment.task.vocabulary, experiment.tokenizer.bos_id, experiment.tokenizer.eos_id
+    vocabulary, eos = experiment.task.vocabulary, experiment.tokenizer.eos_id
+    scores = Scores(Path(options.output) / f"{arm}-{options.seed}")
     spans, causal = SpanCorruption().bind(vocabulary), Causal()
-    texts = held_out(experiment, spans.packed_length(options.length), options.pieces)  # rows as T5 was trained on
-    packed = packed_rows(texts, bos)
+    texts, before = held_out(
+        experiment, spans.packed_length(options.length), options.pieces
+    )  # rows as T5 was trained on
+    packed = packed_rows(texts, before)
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
     if arm == "t5":
         batch = spans.finish(packed, host_rng(options.seed, "spans"))
         found = nats(experiment, spans, batch)
         is_text = (batch["targets"] < vocabulary.text_size) & (np.cumsum(batch["targets"] == eos, axis=1) == 0)
-        print("  spans, text around them:", mean_and_interval(found, is_text), flush=True)
+        scores.add("spans, text around them", found, is_text)
         return
     plain = nats(experiment, causal, causal.finish(packed, None))
     pieces, noise, counts = allot(
@@ -130,37 +162,40 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
         spans.room(texts.shape[1]),
     )  # fmt: skip
     is_noise = spans_of(pieces.lengths_P, noise, counts, host_rng(options.seed, "spans"))[0].reshape(texts.shape)
-    print("  spans, text before them:", mean_and_interval(plain, is_noise), flush=True)
-    texts = held_out(experiment, options.length - ROOM, options.pieces)
-    plain = nats(experiment, causal, causal.finish(packed_rows(texts, bos), None))
-    score_middles(experiment, texts, plain, options.seed, infills=arm == "fim")
+    scores.add("spans, text before them", plain, is_noise)
+    texts, before = held_out(experiment, options.length - ROOM, options.pieces)
+    plain = nats(experiment, causal, causal.finish(packed_rows(texts, before), None))
+    scores.add("all tokens, text before them", plain, np.ones_like(plain))
+    middles(experiment, texts, before, plain, scores, options.seed, infills=arm == "fim")
     print("  bits per byte, plain:", experiment.evaluate(reuse=True)["bits_per_byte"], flush=True)
 
 
-def score_middles(experiment: Experiment, texts: np.ndarray, plain: np.ndarray, seed: int, *, infills: bool) -> None:
-    """Prints the scores of what two random cuts enclose: given what is before it, and, in both orders, all around it.
+def middles(experiment, texts, before, plain, scores: Scores, seed: int, *, infills: bool) -> None:
+    """Scores of what two random cuts enclose: given what is before it, and, in both orders, all around it.
 
     Args:
-        texts: pieces, int [R, L].
+        experiment: whose model is asked.
+        texts, before: pieces, int [R, L], and the tokens in front of them.
         plain: the model's negative log-likelihood of each of their tokens, [R, L].
+        scores: where to put them.
+        seed: of the cuts.
         infills: whether the model has seen rearranged texts.
     """
-    vocabulary, bos, length = experiment.task.vocabulary, experiment.tokenizer.bos_id, texts.shape[1]
+    vocabulary, length = experiment.task.vocabulary, texts.shape[1]
     orders = {"suffix last": 0.0, "suffix first": 1.0}  # the same cuts in both
     found = {name: FillInTheMiddle(rate=1.0, spm_rate=rate).bind(vocabulary) for name, rate in orders.items()}
-    rows = packed_rows(texts, bos, ROOM)
+    rows = packed_rows(texts, before, ROOM)
     batches = {name: objective.finish(rows, host_rng(seed, "middles")) for name, objective in found.items()}
     batch, end, place = batches["suffix last"], length + ROOM - 1, np.arange(length + ROOM)  # the end is not counted
     after_mark = np.cumsum(batch["tokens"] == vocabulary.sentinel(MIDDLE), axis=1) > 0
     sizes = (after_mark & (place < end)).sum(1, keepdims=True)
     starts = (batch["targets"] == vocabulary.sentinel(SUFFIX)).argmax(1)[:, None] - 1
     in_text = ((place >= starts) & (place < starts + sizes))[:, :length]
-    print("  middles, prefix alone:", mean_and_interval(plain, in_text), flush=True)
+    scores.add("middles, prefix alone", plain, in_text)
     is_middle = (place >= end - sizes) & (place < end)
     for name, batch in batches.items() if infills else ():
         assert (batch["targets"][is_middle] == texts[in_text]).all()
-        values = nats(experiment, found[name], batch)
-        print(f"  middles, prefix and suffix, {name}:", mean_and_interval(values, is_middle), flush=True)
+        scores.add(f"middles, prefix and suffix, {name}", nats(experiment, found[name], batch), is_middle)
 
 
 if __name__ == "__main__":

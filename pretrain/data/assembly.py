@@ -229,13 +229,12 @@ class Assembler:
     def _first_inputs(
         self, contents: Contents, records: list[bytes], positions: np.ndarray, segment_ids: np.ndarray
     ) -> np.ndarray:
+        feature = self._table[self._columns[self._lengths.features[0]]]
         first_inputs = np.zeros(positions.shape, np.int32)
         values = np.full(len(contents.row), self._bos, np.int32)
-        later = np.flatnonzero(contents.pieces.offset) if self._identity else np.zeros(0, np.int64)
+        later = np.flatnonzero(contents.pieces.offset) if feature.is_text else np.zeros(0, np.int64)
         if later.size:
-            name = self._lengths.features[0]
-            feature = self._table[self._columns[name]]
-            start = self._start(name, contents)[later]
+            start = self._start(feature.name, contents)[later]
             before = map(slice, (start - feature.item_bytes).tolist(), start.tolist())
             data = b"".join(map(operator.getitem, map(records.__getitem__, later.tolist()), before))
             values[later] = np.frombuffer(data, little_endian(feature.dtype))

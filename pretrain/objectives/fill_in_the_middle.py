@@ -58,9 +58,9 @@ class FillInTheMiddle(Causal):
         text_T = within(pieces.lengths_P) < np.repeat(filled_P, pieces.lengths_P)
         text = Pieces(pieces.tokens_T[text_T], filled_P, *pieces[2:])
         rows = put_together(self.rearranged(text, rng), shape)
-        first_BL = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
+        starts_BL = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
         rows["first_inputs"] = np.zeros(shape, np.int32)
-        rows["first_inputs"][first_BL] = packed["first_inputs"][
+        rows["first_inputs"][starts_BL] = packed["first_inputs"][
             (packed["positions"] == 0) & (packed["segment_ids"] > 0)
         ]
         rows |= {name: array for name, array in packed.items() if name == "source_weights"}

@@ -174,8 +174,20 @@ def test_what_a_packed_row_says(cache):
             assert not (positions[~used].any() or firsts[~used].any())
 
 
-def test_first_inputs_carry_on_a_long_document(tmp_path):
-    loader = open_loader(write_cache(tmp_path, {"a": [[20, 50]]}), sequence_length=16, batch_size=1, epochs=1)
+class Longer(Plain):
+    """Has a token more at the end of each piece."""
+
+    def prepare(self, record, rng):
+        return {"tokens": np.append(record["tokens"], 1_000_000)}
+
+    def prepared_length(self, lengths):
+        return lengths + 1
+
+
+@pytest.mark.parametrize("objective", [Plain(), Longer()], ids=["as stored", "prepared"])
+def test_first_inputs_carry_on_a_long_document(tmp_path, objective):
+    cache = write_cache(tmp_path, {"a": [[20, 50]]})
+    loader = open_loader(cache, objective, sequence_length=16, batch_size=1, epochs=1)
     starts = {}
     for batch in take(loader, 0, loader.num_batches):
         for place in np.flatnonzero((batch["positions"][0] == 0) & (batch["segment_ids"][0] > 0)):
@@ -183,7 +195,7 @@ def test_first_inputs_carry_on_a_long_document(tmp_path):
     documents = {first for first, before in starts.items() if before == 3}
     assert len(documents) == 2 and {0} < documents | {0}
     assert all(before == first - 1 for first, before in starts.items() if before != 3)
-    assert len(starts) == 2 + 4  # 20 = 16 + 4, 50 = 3 * 16 + 2
+    assert len(starts) == 2 + 4  # 20 = 16 + 4, 50 = 3 * 16 + 2; with one more token each, 15 + 5 and 3 * 15 + 5
 
 
 def test_prepare_draws_by_record_and_epoch(cache):

@@ -92,6 +92,15 @@ def test_inputs_are_targets_shifted_by_one():
     assert batch["positions"].max() == 30 + ROOM - 2
 
 
+def test_a_text_that_goes_on_starts_from_the_token_before_it():
+    objective = FillInTheMiddle(rate=0.5).bind(VOCABULARY)
+    packed = packed_texts(objective, documents([[9, 20], [30]], []))
+    packed["first_inputs"][packed["first_inputs"] > 0] = 7, 8, 9
+    batch = objective.finish(packed, np.random.default_rng(0))
+    starts = (batch["positions"] == 0) & (batch["segment_ids"] > 0)
+    assert batch["tokens"][starts].tolist() == [7, 8, 9]
+
+
 def test_rates_and_cuts():
     """Half of the texts are cut, half of these in the order SPM; each part is a third of a text on average."""
     objective = FillInTheMiddle().bind(VOCABULARY)
