@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so `--help` answers at once. Ex
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -118,5 +119,11 @@ def _quiet_libraries() -> None:
 
 
 def run() -> None:
-    """Entry point of the `pretrain` script."""
-    sys.exit(main(sys.argv[1:]))
+    """Entry point of the `pretrain` script; ends in silence when nobody reads its output any more (`| head`)."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)

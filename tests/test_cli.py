@@ -1,7 +1,11 @@
 """The command line as a person meets it: quick help, one line for each mistake, stages that skip and go on."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -150,3 +154,13 @@ def test_report_is_one_file(capfd, tiny_run):
     text = Path(path).read_text(encoding="utf-8")
     assert text.lstrip().lower().startswith("<!doctype html>")
     assert "http://" not in text.replace("http://www.w3.org", "") or "src=" not in text
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """As in `pretrain --help | head -1`."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "pretrain", "--help"]
+    found = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGPIPE, "")

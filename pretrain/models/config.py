@@ -66,7 +66,8 @@ class Experts:
         normalize: the chosen experts' scores are divided by their sum (Mixtral's softmax over the chosen).
         scale: factor on the routed experts' output.
         capacity_factor: room of an expert over the even share of a row's tokens, what exceeds it is dropped (GShard);
-            None drops nothing.
+            None drops nothing. First choices go first, so with top_k > 1 a later token's first choice can take the room
+            of an earlier one's second: generation, which sees no later tokens, then differs a little from training.
         balance: coefficient of the load-balance loss, by row (DeepSeek-V3, section 2.1.2).
         router_z: coefficient of the squared log-partition of the router (Zoph et al. 2022).
         bias_rate: step of each expert's selection bias towards even load, without a loss (Wang et al. 2024); 0: none.
