@@ -125,37 +125,57 @@ def dot_product_attention(
         options = {"causal": sight.causal, "scale": scale, "softcap": softcap, "exchanged": exchanges_heads()}
         return splash_attention(q_BLHQ, k_BSKQ, v_BSKQ, sight.segments, **options)
     kv_heads = k_BSKQ.shape[2]
-    q_BKGLQ = (q_BLHQ * scale).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    q_BKGLQ = q_BKGLQ.transpose(0, 2, 3, 1, 4)
+    q_BKLGQ = (q_BLHQ * scale).reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 1, 3, 4)
     k_BKSQ, v_BKSQ = k_BSKQ.transpose(0, 2, 1, 3), v_BSKQ.transpose(0, 2, 1, 3)
     in_blocks = sight.causal and ways_of("context") == 1
     block = max(64, -(-length // MAX_BLOCKS)) if in_blocks else length
-    blocks_BKGLQ = []
+    blocks_BKLGQ = []
     for start in range(0, length, block):
         rows = slice(start, start + block)
         seen = slice(0, min(start + block, length) if sight.causal else None)
-        scores_BKGLS = jnp.einsum(
-            "bkglq,bksq->bkgls", q_BKGLQ[:, :, :, rows], k_BKSQ[:, :, seen], preferred_element_type=jnp.float32
-        )
+        scores_BKLGS = _products("bkrq,bksq->bkrs", q_BKLGQ[:, :, rows], k_BKSQ[:, :, seen], jnp.float32)
         if softcap is not None:
-            scores_BKGLS = softcap * jnp.tanh(scores_BKGLS / softcap)
+            scores_BKLGS = softcap * jnp.tanh(scores_BKLGS / softcap)
         if sight.bias_1HLS is not None:
-            bias_1HLS = sight.bias_1HLS[:, :, rows, seen]
-            scores_BKGLS = scores_BKGLS + bias_1HLS.reshape(1, kv_heads, -1, *bias_1HLS.shape[2:])
-        scores_BKGLS = jnp.where(sight.mask_BLS[:, None, None, rows, seen], scores_BKGLS, MASKED)
-        weights_BKGLS = _softmax(scores_BKGLS, sinks_H).astype(v_BSKQ.dtype)
-        blocks_BKGLQ.append(jnp.einsum("bkgls,bksq->bkglq", weights_BKGLS, v_BKSQ[:, :, seen]))
-    y_BKGLQ = jnp.concatenate(blocks_BKGLQ, axis=3) if len(blocks_BKGLQ) > 1 else blocks_BKGLQ[0]
-    return y_BKGLQ.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+            bias_HLS = sight.bias_1HLS[0, :, rows, seen]
+            bias_KGLS = bias_HLS.reshape(kv_heads, -1, *bias_HLS.shape[1:])
+            scores_BKLGS = _add_to_each(scores_BKLGS, bias_KGLS.swapaxes(1, 2))
+        scores_BKLGS = jnp.where(sight.mask_BLS[:, None, rows, None, seen], scores_BKLGS, MASKED)
+        weights_BKLGS = _softmax(scores_BKLGS, sinks_H).astype(v_BSKQ.dtype)
+        blocks_BKLGQ.append(_products("bkrs,bksq->bkrq", weights_BKLGS, v_BKSQ[:, :, seen]))
+    y_BKLGQ = jnp.concatenate(blocks_BKLGQ, axis=2) if len(blocks_BKLGQ) > 1 else blocks_BKLGQ[0]
+    return y_BKLGQ.transpose(0, 2, 1, 3, 4).reshape(batch, length, heads, head_dim)
 
 
-def _softmax(scores_BKGLS: jax.Array, sinks_H: jax.Array | None) -> jax.Array:
+def _products(equation: str, x_BKLGX: jax.Array, y_BKSX: jax.Array, dtype=None) -> jax.Array:
+    """Products of queries, all that share their keys as rows of one matrix: for XLA for CPU three times as fast."""
+    rows_BKRX = x_BKLGX.reshape(*x_BKLGX.shape[:2], -1, x_BKLGX.shape[-1])
+    return jnp.einsum(equation, rows_BKRX, y_BKSX, preferred_element_type=dtype).reshape(*x_BKLGX.shape[:4], -1)
+
+
+@jax.custom_vjp
+def _add_to_each(scores_BKLGS: jax.Array, bias_KLGS: jax.Array) -> jax.Array:
+    """Their sum; on CPU the bias's gradient, a sum over the batch, is a product, which is several times as fast."""
+    return scores_BKLGS + bias_KLGS
+
+
+def _sum_over_batch(_, gradient_BKLGS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if platform() != "cpu":
+        return gradient_BKLGS, jnp.sum(gradient_BKLGS, axis=0)
+    ones_B = jnp.ones(len(gradient_BKLGS), gradient_BKLGS.dtype)
+    return gradient_BKLGS, jnp.einsum("b,bklgs->klgs", ones_B, gradient_BKLGS)
+
+
+_add_to_each.defvjp(lambda scores_BKLGS, bias_KLGS: (scores_BKLGS + bias_KLGS, None), _sum_over_batch)
+
+
+def _softmax(scores_BKLGS: jax.Array, sinks_H: jax.Array | None) -> jax.Array:
     """Attention weights; with sinks, each head's own score takes part and its weight is dropped."""
     if sinks_H is None:
-        return jax.nn.softmax(scores_BKGLS, axis=-1)
-    batch, kv_heads, group, length, _ = scores_BKGLS.shape
-    sink_BKGL1 = jnp.broadcast_to(sinks_H.reshape(1, kv_heads, group, 1, 1), (batch, kv_heads, group, length, 1))
-    return jax.nn.softmax(jnp.concatenate([scores_BKGLS, sink_BKGL1], -1), axis=-1)[..., :-1]
+        return jax.nn.softmax(scores_BKLGS, axis=-1)
+    batch, kv_heads, length, group, _ = scores_BKLGS.shape
+    sink_BKLG1 = jnp.broadcast_to(sinks_H.reshape(1, kv_heads, 1, group, 1), (batch, kv_heads, length, group, 1))
+    return jax.nn.softmax(jnp.concatenate([scores_BKLGS, sink_BKLG1], -1), axis=-1)[..., :-1]
 
 
 def in_ring() -> bool:

@@ -278,7 +278,7 @@ def test_initial_scales_of_t5():
     """Embeddings of size 1, and queries that make up for scores without a factor: Raffel et al. 2019, their code."""
     config = dataclasses.replace(CONFIG, embed_dim=64, num_heads=4, head_dim=16, attention_scale=1.0,
                                  embedding_init_scale=1.0, tie_embeddings=False)  # fmt: skip
-    drawn = named_leaves(params(config))
+    drawn = named_leaves(jax.jit(model(config).init)(jax.random.key(0)))
     np.testing.assert_allclose(drawn["embedding"].std(), 1, rtol=0.05)
     np.testing.assert_allclose(drawn["unembedding"].std(), 64**-0.5, rtol=0.05)
     np.testing.assert_allclose(drawn["decoder/blocks/attention/query/kernel"].std(), (64 * 16) ** -0.5, rtol=0.03)
