@@ -60,9 +60,11 @@ def _read_from(raw: BinaryIO, start: int, file: InputFile, fields: Fields):
     except DAMAGE as error:
         problem = one_line(error)
     else:
-        if held is not None:
-            yield held
-        return None
+        if in_member or not _goes_on(raw, start if position is None else end_of_record(raw, position)):
+            if held is not None:
+                yield held
+            return None
+        problem = "no record begins here"  # a damaged gzip header can make the rest of a file look like its own
     broken = start if position is None else end_of_record(raw, position)
     if broken is None:  # the last record itself
         broken = position
@@ -74,6 +76,14 @@ def _read_from(raw: BinaryIO, start: int, file: InputFile, fields: Fields):
     if content.strip():
         yield Unreadable(f"{file.path}:{broken}", f"damaged: {problem}", content, _size(file, broken, following))
     return following
+
+
+def _goes_on(raw: BinaryIO, end: int | None) -> bool:
+    """Whether anything but blank lines stands at `end` or behind it; None: nobody knows where the last record ends."""
+    if end is None:
+        return False
+    raw.seek(end)
+    return raw.read(BEGINNING).strip() != b""
 
 
 def _size(file: InputFile, start: int, end: int | None) -> int:

@@ -232,6 +232,16 @@ def test_a_chunked_transfer_that_ends_early_is_damage():
         decode_body(chunked(page(1))[:150], {"transfer-encoding": "chunked"}, 10_000)
 
 
+def test_a_member_whose_header_swallows_the_rest_is_damage(tmp_path):
+    """Flag 4 of a gzip header announces a field of its own, whose length is then read from compressed data."""
+    first, second, third = (gzip.compress(member, mtime=0) for member in RECORDS[:3])
+    path = tmp_path / "a.warc.gz"
+    path.write_bytes(first + second[:3] + b"\x04" + second[4:10] + b"\xff\xff" + second[12:] + third)
+    items = read(path)
+    assert good(items) == ["0", "2"]
+    assert [item.origin for item in bad(items)] == [f"{path}:{len(first)}"]
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data(), st.sampled_from(sorted(COMPRESSIONS)))
 def test_damage_anywhere_never_raises_and_leaves_the_other_records(tmp_path_factory, data, suffix):
