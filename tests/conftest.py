@@ -43,10 +43,11 @@ def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], None]) -> p
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_stays_bound():
-    """What the commands of one file bind would hold in every file that follows."""
+def nothing_stays():
+    """What the commands of one file bind would hold in every file that follows, and its programs would fill memory."""
     yield
     gin.clear_config()
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -78,19 +79,31 @@ def tiny_run(tmp_path_factory, tiny_corpus) -> pathlib.Path:
     return once(tmp_path_factory, "finished", make) / "run"
 
 
+class EightDevices(dict):
+    """What `eight_devices.py` reports from a process with 8 forced host devices; a part is made when asked for."""
+
+    def __init__(self, tmp_path_factory):
+        super().__init__()
+        self._tmp_path_factory = tmp_path_factory
+
+    def __missing__(self, part: str) -> dict:
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "objectives")))
+        devices = "--xla_force_host_platform_device_count=8"
+        environment = {**os.environ, "XLA_FLAGS": devices, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        script = pathlib.Path(__file__).with_name("eight_devices.py")
+
+        def make(folder: pathlib.Path) -> None:
+            command = [sys.executable, script, part, folder]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900)
+            assert done.returncode == 0, done.stderr[-4000:]
+            (folder / "found.json").write_text(done.stdout.splitlines()[-1])
+
+        folder = once(self._tmp_path_factory, f"eight-{part}", make)
+        self[part] = json.loads((folder / "found.json").read_text())
+        return self[part]
+
+
 @pytest.fixture(scope="session")
-def eight_devices(tmp_path_factory) -> dict:
-    """What `eight_devices.py` reports from a process with 8 forced host devices, case by case."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "objectives")))
-    devices = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": devices, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    script = pathlib.Path(__file__).with_name("eight_devices.py")
-
-    def make(folder: pathlib.Path) -> None:
-        done = subprocess.run(
-            [sys.executable, script, folder], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        (folder / "found.json").write_text(done.stdout.splitlines()[-1])
-
-    return json.loads((once(tmp_path_factory, "eight", make) / "found.json").read_text())
+def eight_devices(tmp_path_factory) -> EightDevices:
+    """Reports by part: `eight_devices["objectives"]`."""
+    return EightDevices(tmp_path_factory)

@@ -1,6 +1,6 @@
-"""Run by a fixture in a process with 8 forced host devices: many small comparisons, one JSON object on stdout.
+"""Run by a fixture in a process with 8 forced host devices: a part of many small comparisons, as JSON on stdout.
 
-PYTHONPATH=.:tests/objectives XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py DIR
+PYTHONPATH=.:tests/objectives XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py PART DIR
 """
 
 import dataclasses
@@ -174,11 +174,7 @@ def chain(folder: pathlib.Path) -> dict:
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert CONFIG.compute_dtype == "float32"
-    folder = pathlib.Path(sys.argv[1])
-    report = {
-        "contrastive": contrastive_cases.differences(),
-        "objectives": objectives(),
-        "looks": looks(),
-        "layouts": layouts(),
-    }
-    print(json.dumps({**report, "checkpoints": checkpoints(folder), "chain": chain(folder)}))
+    part, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+    parts = {"contrastive": contrastive_cases.differences, "objectives": objectives, "looks": looks, "layouts": layouts}
+    parts |= {"checkpoints": lambda: checkpoints(folder), "chain": lambda: chain(folder)}
+    print(json.dumps(parts[part]()))
