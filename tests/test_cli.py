@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY_GIN, run_cli
 
+from pretrain.core.config import differences
 from pretrain.main import COMMANDS, main, parse
 
 
@@ -112,6 +113,14 @@ def test_another_run_in_the_workdir_is_refused(capfd, tiny_run):
     assert "Training.batch_size = 4" in line and "now it is 8" in line
     assert "Training.steps" in fails(capfd, "train", f"--workdir={tiny_run}", "--gin.TRAIN_STEPS=10")
     assert "Schedule.peak" in fails(capfd, "evaluate", f"--workdir={tiny_run}", "--gin.LEARNING_RATE=1.0")
+
+
+def test_a_default_that_is_written_out_is_no_other_run():
+    bound = {"TransformerConfig.positions": "'rotary'", "TransformerConfig.num_layers": "2", "Gone.since": "1"}
+    assert differences(bound, {"TransformerConfig.num_layers": "2", "Gone.since": "1"}) == []
+    assert differences(bound, {"TransformerConfig.positions": "'alibi'"}) == [
+        "Gone.since", "TransformerConfig.num_layers", "TransformerConfig.positions",
+    ]  # fmt: skip
 
 
 def test_what_may_change_on_resume_may(capfd, tiny_run, tmp_path):

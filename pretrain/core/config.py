@@ -4,6 +4,7 @@ A gin file is code: it chooses which configurables run and may import modules. O
 """
 
 import difflib
+import inspect
 import os
 import re
 import tokenize
@@ -79,8 +80,20 @@ def resolved() -> dict[str, str]:
 
 
 def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Names whose resolved values differ between two results of `resolved`."""
-    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    """Names whose values differ between two results of `resolved`; what is not bound has its default."""
+    return sorted(name for name in old.keys() | new.keys() if _value(old, name) != _value(new, name))
+
+
+def _value(values: dict[str, str], name: str) -> str | None:
+    """A bound value, or its default, as `repr`; None where there is neither."""
+    if name in values:
+        return values[name]
+    configurable, _, parameter = name.rpartition("/")[2].rpartition(".")
+    try:
+        default = inspect.signature(gin.get_configurable(configurable)).parameters[parameter].default
+    except (ValueError, KeyError):  # of another version of this package
+        return None
+    return None if default is inspect.Parameter.empty else repr(default)
 
 
 def check_same_run(old: dict[str, str], may_change: tuple[str, ...], workdir: str) -> None:
