@@ -62,3 +62,13 @@ def test_run_file_takes_a_step(path, tmp_path):
 def test_recipe_builds(path):
     gin_config.load([str(path)])
     assert Recipe().stages
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_a_run_writes_down_is_the_same_run(path, tmp_path):
+    """Tables keep no order in the file."""
+    gin_config.load([str(path)])
+    before = gin_config.resolved()
+    (tmp_path / "config.gin").write_text(gin_config.text())
+    gin_config.load([str(tmp_path / "config.gin")])
+    assert gin_config.differences(before, gin_config.resolved()) == []

@@ -129,7 +129,7 @@ def _resolve(value: Any) -> Any:
             return _resolve(_captured[(macro, "gin.macro")]["value"])
         return _Verbatim(repr(value))
     if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
+        return {key: _resolve(item) for key, item in sorted(value.items())}  # as `text` writes it, and reads it back
     if isinstance(value, list | tuple):
         return type(value)(_resolve(item) for item in value)
     return value
