@@ -133,9 +133,12 @@ def main() -> None:
 
 
 def held_out(experiment: Experiment, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces of held-out documents, int [R, length], at most `MOST` of one and `count` of all; tokens before them."""
+    """Pieces of held-out documents, int [R, length], at most `MOST` of one and `count` of all; tokens before them.
+
+    None holds the end of its document, which fill in the middle would put elsewhere.
+    """
     documents, bos = stored_tokens(experiment.data / "cache", "validation"), experiment.tokenizer.bos_id
-    starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - length + 1, length)[:MOST]]
+    starts = [(tokens, start) for tokens in documents for start in range(0, len(tokens) - length, length)[:MOST]]
     texts = np.array([tokens[start : start + length] for tokens, start in starts[:count]], np.int32)
     return texts, np.array([tokens[start - 1] if start else bos for tokens, start in starts[:count]], np.int32)
 
