@@ -32,10 +32,10 @@ from pretrain.objectives.pieces import take_apart
 from pretrain.objectives.spans import allot, spans_of
 
 TOKENS, MOST = 2048, 64  # tokens of a step; pieces of a document
-ARMS = {"causal": ("quickstart",), "fim": ("fim_quickstart",), "t5": ("t5_quickstart", "Schedule.warmup_steps=100")}
+# As T5, whose embeddings are of size 1: with small ones the decoder takes far longer to find which sentinel is which.
+T5 = ("TransformerConfig.embedding_multiplier=11.3", "Schedule.warmup_steps=100")
+ARMS = {"causal": ("quickstart",), "fim": ("fim_quickstart",), "t5": ("t5_quickstart", *T5)}
 SMALL = (
-    # As T5's, embeddings are of size 1: with small ones a model takes far longer to find which sentinel is which.
-    "TransformerConfig.embedding_multiplier=11.3",
     "TransformerConfig.num_layers=2", "TransformerConfig.embed_dim=128", "TransformerConfig.num_heads=4",
     "TransformerConfig.mlp_dim=344", "VOCAB_SIZE=512", "EVAL_EVERY=0",
     "TokenizerConfig.extra_ids=103",
