@@ -74,7 +74,7 @@ setup(
     extras_require={
         "data": DATA,
         "gcs": GCS,
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "flatbuffers"],  # with which jax.export writes `pretrain plan --save`
         "cuda": ["jax[cuda12]"],
         "interop": INTEROP,
         "digits": DIGITS,

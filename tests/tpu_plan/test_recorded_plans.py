@@ -54,7 +54,17 @@ def test_what_does_not_fit_says_what_would():
     assert not result["fits"] and memory["peak"] > memory["capacity"]
     assert memory["arguments"] > 12 * result["parameters"] / 4  # a quarter of float32 parameters and moments
     assert result["hardware_flops"] > result["model_flops"] and result["step_seconds"] > 0
+    assert [change["bindings"] for change in result["changes"]] == ["4 times the chips: nothing else is enough"]
+
+
+def test_the_three_cheapest_changes_that_would_fit():
+    """A small model whose batch is too large, and whose layers keep everything, has other ways out than more chips."""
+    code, out, err = pretrain("plan", *TINY, "--gin.BATCH_SIZE=4096", "--gin.REMAT='none'", "--json")
+    assert code == 3, err[-2000:]
+    result = json.loads(out)
     assert len(result["changes"]) == 3
+    assert all("--gin." in change["bindings"] for change in result["changes"])
+    assert all(change["peak"] < result["hbm_bytes"]["capacity"] for change in result["changes"])
 
 
 def test_saved_plans_are_a_compilation_cache(tmp_path):
