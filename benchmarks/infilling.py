@@ -148,9 +148,8 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     vocabulary, eos = experiment.task.vocabulary, experiment.tokenizer.eos_id
     scores = Scores(Path(options.output) / f"{arm}-{options.seed}")
     spans, causal = SpanCorruption().bind(vocabulary), Causal()
-    texts, before = held_out(
-        experiment, spans.packed_length(options.length), options.pieces
-    )  # rows as T5 was trained on
+    length = spans.packed_length(options.length)  # of rows as T5 was trained on
+    texts, before = held_out(experiment, length, options.pieces)
     packed = packed_rows(texts, before)
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
     if arm == "t5":
@@ -173,7 +172,10 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     print("  bits per byte, plain:", experiment.evaluate(reuse=True)["bits_per_byte"], flush=True)
 
 
-def middles(experiment, texts, before, plain, scores: Scores, seed: int, *, infills: bool) -> None:
+def middles(
+    experiment: Experiment, texts: np.ndarray, before: np.ndarray, plain: np.ndarray, scores: Scores, seed: int,
+    *, infills: bool,
+) -> None:  # fmt: skip
     """Scores of what two random cuts enclose: given what is before it, and, in both orders, all around it.
 
     Args:
