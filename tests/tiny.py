@@ -1,6 +1,7 @@
 """The smallest things that are still real: a model, packed batches, a corpus, and the gin file of a run of seconds."""
 
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -20,6 +21,10 @@ from pretrain.models.functional import FunctionalModel
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_GIN = ROOT / "tests" / "tiny.gin"
 VOCAB = 64
+# XLA flags for small programs on the CPU. The emitters of jaxlib 0.10 can be left out; later ones take no such flag.
+FAST_TO_COMPILE = "--xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FAST_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 
 CONFIG = TransformerConfig(
     vocab_size=VOCAB,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import numpy as np
-from scipy.optimize import minimize
 
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
@@ -87,6 +86,8 @@ def linear_probe(
         penalty: of the squared weights, against the mean loss.
         iterations: of L-BFGS.
     """
+    from scipy.optimize import minimize  # here, as in `core.sound`: it takes long to import
+
     classes, targets_N = np.unique(train_labels_N, return_inverse=True)
     mean, deviation = train_ND.mean(axis=0), train_ND.std(axis=0) + 1e-6
     x_ND, y_MD = (np.asarray((x - mean) / deviation, np.float64) for x in (train_ND, test_MD))

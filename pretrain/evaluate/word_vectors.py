@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from pretrain.core.errors import UserError, check
 from pretrain.core.storage import Path
@@ -81,6 +80,8 @@ class WordVectors:
             `spearman`; `pairs` that were compared; `missing` pairs with a word that has no vector.
         """
         check(Path(path).exists(), f"no such file: {path}")
+        from scipy.stats import spearmanr  # here, as in `core.sound`: it takes long to import
+
         cosines, scores, missing = [], [], 0
         for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
             if not line.strip() or line.startswith("#"):

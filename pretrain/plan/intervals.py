@@ -14,7 +14,6 @@ interval too narrow here, and each has its known cure:
 import dataclasses
 
 import numpy as np
-from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,8 @@ def smoothed_errors(residuals: np.ndarray, unknowns: int, resamples: int, rng: n
 
 def expanded_percentiles(values: np.ndarray, confidence: float, freedom: int) -> tuple[float, float]:
     """The percentile interval of bootstrap values, [resamples], whose tails are Student's with so many degrees."""
+    from scipy import stats  # here, as in `core.sound`: it takes long to import
+
     tail = stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, freedom))
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import optimize
 
 from pretrain.core.errors import check
 from pretrain.plan.intervals import Resampled, expanded_percentiles
@@ -175,6 +174,8 @@ class RepeatedDataLaw:
 
     def optimum(self, flops: float, unique: float) -> Optimum:
         """The best N and D for a budget when no more than `unique` tokens exist; D / unique is the epochs."""
+        from scipy import optimize  # here, as in `core.sound`: it takes long to import
+
         _check_positive("compute", flops)
         _check_positive("unique tokens", unique)
         product = flops / FLOPS_PER_PARAMETER_TOKEN
@@ -205,6 +206,8 @@ def inference_aware(law: ParametricLaw, flops: float, inference_tokens: float) -
         flops: training budget that sets the quality.
         inference_tokens: tokens that the model will read and write in its life.
     """
+    from scipy import optimize
+
     check(inference_tokens >= 0, f"inference tokens must be >= 0, got {inference_tokens:g}")
     best = law.optimum(flops)
 

@@ -8,8 +8,6 @@ al. 2024 (approach 1); repeated data follow Muennighoff et al. 2023, heavily use
 import dataclasses
 import math
 
-from scipy import optimize
-
 from pretrain.core.errors import check
 from pretrain.models.config import TransformerConfig
 from pretrain.models.flops import count_flops
@@ -139,6 +137,8 @@ def _fixed_optimum(law: ParametricLaw | AllocationLaw, params: float, tokens: fl
 
 def _compute_for(law: ParametricLaw | AllocationLaw, what: str, wanted: float) -> float:
     """The budget whose optimum has so many tokens or parameters."""
+    from scipy import optimize  # here, as in `core.sound`: it takes long to import
+
     check(wanted > 0 and math.isfinite(wanted), f"{what} must be a positive number, got {wanted!r}")
     gap = lambda log_c: math.log(getattr(law.optimum(math.exp(log_c)), what) / wanted)  # noqa: E731
     least, most = math.log(1e6), math.log(1e40)

@@ -264,9 +264,15 @@ def builder(objective: Objective, **changes) -> StepBuilder:
     return StepBuilder(model_of(objective), objective, optimizer=None, learning_rate=None, **changes)
 
 
+COMPILED: dict[tuple, tuple[Objective, Callable]] = {}  # by identity: objectives hold arrays and have no hash
+
+
 def loss_and_gradients(objective: Objective, params: dict, arrays: Batch, **changes) -> tuple[dict, dict]:
     """Total sums and weights of the terms, and gradients of the trained loss."""
-    grads, (terms, _) = jax.jit(builder(objective, **changes).gradients)(params, arrays)
+    key = (id(objective), *sorted(changes.items()))
+    if key not in COMPILED:
+        COMPILED[key] = objective, jax.jit(builder(objective, **changes).gradients)
+    grads, (terms, _) = COMPILED[key][1](params, arrays)
     return {name: (float(t.sum), float(t.weight), t.coefficient) for name, t in terms.items()}, grads
 
 

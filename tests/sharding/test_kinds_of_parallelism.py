@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
-from tiny import CONFIG, ROOT, TINY_GIN, model, run_cli
+from tiny import CONFIG, FAST_TO_COMPILE, ROOT, TINY_GIN, model, run_cli
 
 from pretrain.core.errors import UserError
 from pretrain.models.config import Experts
@@ -41,7 +41,8 @@ LOSS, GRADIENTS = 1e-6, 3e-5  # float32 sums in another order
 def on_eight(script: str, *arguments: str) -> list[dict]:
     """What a script of this folder reports from a process with 8 devices."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "objectives")))
-    environment = {**os.environ, "XLA_FLAGS": DEVICES, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    flags = f"{DEVICES} {FAST_TO_COMPILE}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, Path(__file__).with_name(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
