@@ -1,6 +1,8 @@
 """Finds loss spikes from the per-step loss and gradient norm, on the host.
 
 A value is judged by its robust z-score, (x - median) / (1.4826 MAD), over the last steps; only what lies above counts.
+Where they fall, as losses do early, what they are judged against is their line (through the medians of the oldest and
+of the newest third: Tukey's resistant line), so that the fall does not widen what counts as noise.
 One step far out is enough, and so are two in a row that are less far out: clean runs have heavy tails, but their
 outliers come alone. The gradient norm is judged by its logarithm. A number that is not finite is a spike at once; a
 loss whose level climbs slowly is found by comparing medians. Values that spike enter the window cut to its edge, so
@@ -103,7 +105,7 @@ class Finding(NamedTuple):
         signal_R: index into `SIGNALS`.
         began_R: steps ago that it began, 0 for this one.
         z_RS: robust z-scores; not a number where there is nothing to compare with.
-        median_RS: of the window before this step: loss, gradient norm.
+        median_RS: of the window before this step, without its fall: loss, gradient norm.
     """
 
     signal_R: np.ndarray
@@ -127,7 +129,7 @@ def observe(config: Detector, state: State, loss_R: Any, grad_norm_R: Any) -> tu
         grad_norm_R: before clipping; None where it says nothing, such as after an overflow in float16.
     """
     loss_R = np.asarray(loss_R, float)
-    held_RSW = state.values_RSW[..., : state.count]
+    held_RSW = _without_fall(state.values_RSW[..., _places(config, state.count, state.count)])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         median_RS = np.median(held_RSW, axis=-1) if state.count else np.full(state.alert_RS.shape, np.nan)
         log_norm_R = median_RS[..., 1] if grad_norm_R is None else np.log(np.asarray(grad_norm_R, float) + 1e-30)
@@ -167,12 +169,31 @@ def observe(config: Detector, state: State, loss_R: Any, grad_norm_R: Any) -> tu
     return State(state.count + 1, values_RSW, alert_RS, quiet_R, best_R), Finding(signal_R, began_R, z_RS, median_RS)
 
 
+def _places(config: Detector, count: int, newest: int) -> np.ndarray:
+    """Where the newest values of a window are after `count` steps, the oldest of them first."""
+    return np.arange(count - min(newest, count, config.window), count) % config.window
+
+
+def _without_fall(values_RSW: np.ndarray) -> np.ndarray:
+    """Values, the oldest first, moved along their line to the middle of the newest third; as they are if they rise.
+
+    A curve that flattens lies above the line's end, but not above that middle: no clean fall is pushed upwards.
+    """
+    count = values_RSW.shape[-1]
+    third = count // 3
+    if not third:
+        return values_RSW
+    rise_RS = np.median(values_RSW[..., -third:], axis=-1) - np.median(values_RSW[..., :third], axis=-1)
+    slope_RS = np.minimum(rise_RS / (count - third), 0)
+    before_W = count - 1 - (third - 1) / 2 - np.arange(count)
+    return values_RSW + slope_RS[..., None] * before_W
+
+
 def _level(config: Detector, state: State, loss_RW: np.ndarray, sigma_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The level of the loss after this step, infinite where it is not looked at, and whether it has climbed too far."""
     if config.slow_rise is None or state.count < config.window or state.count % (RECENT // 4):
         return np.full_like(sigma_R, np.inf), np.zeros_like(sigma_R, bool)
-    recent = np.arange(state.count - RECENT + 1, state.count + 1) % config.window
-    level_R = np.median(loss_RW[..., recent], axis=-1)
+    level_R = np.median(loss_RW[..., _places(config, state.count + 1, RECENT)], axis=-1)
     with np.errstate(invalid="ignore"):
         slow_R = level_R - state.best_R > np.maximum(
             config.slow_rise * np.abs(state.best_R), config.alert / 2 * sigma_R

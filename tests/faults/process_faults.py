@@ -17,7 +17,6 @@ import os
 import pathlib
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from finished_runs import assert_same_end
-from tiny import ROOT
+from tiny import ROOT, TINY_GIN
 from together import free_port
 
 FAULTS = ("kill", "stop", "partition", "memory", "disk")
@@ -129,7 +128,7 @@ class Cluster:
 
     def finish(self) -> None:
         for supervisor in self.supervisors:
-            assert supervisor.wait(600) == 0
+            assert supervisor.wait(3600) == 0
         self.log.close()
 
     def kill(self) -> None:
@@ -158,15 +157,14 @@ def strike(cluster: Cluster, fault: str, index: int) -> None:
 
 def campaign(options: argparse.Namespace, flags: list[str]) -> None:
     faults, rng = options.faults.split(","), random.Random(options.seed)
-    flags = [*FLAGS, f"--gin.TRAIN_STEPS={options.steps}", *flags]
+    data = f"--gin.Experiment.data='{options.cached}'"
+    flags = [f"--gin_file={TINY_GIN}", data, *FLAGS, f"--gin.TRAIN_STEPS={options.steps}", *flags]
     whole, disturbed = options.folder / "whole", options.folder / "disk" / "disturbed"
     separate = "partition" in faults
     with contextlib.ExitStack() as stack:
         stack.enter_context(namespaces(options.count) if separate else contextlib.nullcontext())
         if "disk" in faults:
             stack.enter_context(small_disk(options.folder / "disk"))
-        for workdir in (whole, disturbed):
-            shutil.copytree(options.cached, workdir)
         began = time.monotonic()
         cluster = Cluster(whole, options.count, flags, separate)
         stack.callback(cluster.kill)

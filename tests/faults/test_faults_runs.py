@@ -15,7 +15,7 @@ PATHS = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "processes")))
 ALL = "kill,stop,partition,memory,disk" if os.geteuid() == 0 else "kill,stop,memory"
 # A step of 1 to 2 seconds on two cores.
 BIG = [
-    "--gin.BATCH_SIZE=64", "--gin.SEQUENCE_LENGTH=256", "--gin.TransformerConfig.num_layers=4",
+    "--gin.BATCH_SIZE=32", "--gin.SEQUENCE_LENGTH=256", "--gin.TransformerConfig.num_layers=4",
     "--gin.TransformerConfig.embed_dim=128", "--gin.TransformerConfig.mlp_dim=512",
 ]  # fmt: skip
 
@@ -47,6 +47,6 @@ def test_processes_are_hit_and_recover(tiny_cache, tmp_path, count):
 
 
 def test_goodput_with_a_fault_every_200_steps(tiny_cache, tmp_path):
-    faults = ["--faults=kill,stop,kill,memory", "--every=200", "--steps=1000"]
+    faults = ["--faults=kill,stop,memory", "--every=200", "--steps=800"]
     lines = campaign("process_faults.py", tiny_cache, tmp_path / "goodput", *faults, *BIG)
     assert json.loads(lines[-2])["goodput"] >= 0.9

@@ -70,6 +70,7 @@ def test_a_sweep_runs_and_a_second_one_finds_it_done(tmp_path):
         "scaling", "sweep", f"--gin_file={TINY_GIN}", f"--workdir={workdir}", f"--gin.INPUT='{tmp_path}/*.jsonl'",
         "--gin.Sweep.budgets=(2e9,)", "--gin.Sweep.sizes=3", "--gin.Sweep.spread=9.0", "--gin.Sweep.head_dim=4",
         "--gin.Sweep.held_out=0.0", "--gin.EVAL_EVERY=1000000", "--gin.TransformerConfig.kv_heads=None",
+        "--gin.BATCH_SIZE=16", "--gin.CHECKPOINT_EVERY=200",
     ]  # fmt: skip
     first = run_cli(*flags)
     assert first.returncode == 0, first.stderr

@@ -83,6 +83,15 @@ def test_falls_and_rests_are_no_spikes():
     assert findings(CONFIG, loss, np.ones((4, 1500))) == []
 
 
+def test_a_jump_in_a_steep_fall_is_found():
+    """91 steps in which the loss falls from 5.5 to 1, as in the first minutes of a run, do not hide a jump back."""
+    fall = 1 + 4.5 * np.exp(-np.arange(91) / 30)
+    loss = np.concatenate([fall, [5.5, 5.5]]) + 0.05 * np.random.default_rng(0).normal(size=(20, 93))
+    found = findings(CONFIG, loss, np.ones((20, 93)))
+    assert sorted(run for run, *_ in found) == list(range(20))
+    assert all(step in (91, 92) and signal == "loss" and step - began == 91 for _, step, signal, began in found)
+
+
 def test_a_new_level_is_told_once_and_then_taken_for_granted():
     loss = np.concatenate([np.full(300, 2.0), np.full(700, 4.0)]) + 0.02 * np.random.default_rng(0).normal(size=1000)
     found = [each[1:3] for each in findings(CONFIG, loss[None], np.ones((1, 1000)))]
