@@ -41,7 +41,6 @@ BINDINGS = (
     "Recovery.back=10",
     "Recovery.skip=20",  # twice as far as it goes back, as by default
     "Recovery.grid=20",
-    "Detector.window=64",  # over 128 steps so short a run's loss has a wide spread, by its fall
 )
 MOMENTS = {  # of a rewind: the call that it lies around, and whether after it
     "before": (Trainer, "_rewind", False),

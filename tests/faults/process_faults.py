@@ -165,6 +165,7 @@ def campaign(options: argparse.Namespace, flags: list[str]) -> None:
         stack.enter_context(namespaces(options.count) if separate else contextlib.nullcontext())
         if "disk" in faults:
             stack.enter_context(small_disk(options.folder / "disk"))
+        disturbed.parent.mkdir(exist_ok=True)
         began = time.monotonic()
         cluster = Cluster(whole, options.count, flags, separate)
         stack.callback(cluster.kill)
