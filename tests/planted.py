@@ -41,6 +41,7 @@ BINDINGS = (
     "Recovery.back=10",
     "Recovery.skip=20",  # twice as far as it goes back, as by default
     "Recovery.grid=20",
+    "Detector.window=64",  # 128 steps would reach back to where so short a run's loss fell most
 )
 MOMENTS = {  # of a rewind: the call that it lies around, and whether after it
     "before": (Trainer, "_rewind", False),

@@ -17,7 +17,9 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,11 +40,17 @@ def shell(command: str) -> None:
 
 @contextlib.contextmanager
 def namespaces(count: int) -> Iterator[None]:
-    """Network namespaces pretrain0, pretrain1 ... with addresses 10.77.0.1, 10.77.0.2 ... on one bridge."""
+    """Network namespaces pretrain0, pretrain1 ... with addresses 10.77.0.1, 10.77.0.2 ... on one bridge.
+
+    In each the host's name is its address there, as gloo wants it; `ip netns exec` puts such a file over /etc/hosts.
+    """
     shell("ip link add pretrain type bridge && ip link set pretrain up")
     try:
         for index in range(count):
             name = f"pretrain{index}"
+            hosts = pathlib.Path("/etc/netns") / name / "hosts"
+            hosts.parent.mkdir(parents=True, exist_ok=True)
+            hosts.write_text(f"127.0.0.1 localhost\n10.77.0.{index + 1} {socket.gethostname()}\n")
             shell(
                 f"ip netns add {name} && ip link add {name} type veth peer name eth0 netns {name} && "
                 f"ip link set {name} master pretrain up && ip -n {name} addr add 10.77.0.{index + 1}/24 dev eth0 && "
@@ -52,6 +60,7 @@ def namespaces(count: int) -> Iterator[None]:
     finally:
         for index in range(count):
             subprocess.run(["ip", "netns", "del", f"pretrain{index}"], check=False)
+            shutil.rmtree(f"/etc/netns/pretrain{index}", ignore_errors=True)
         subprocess.run(["ip", "link", "del", "pretrain"], check=False)
 
 
