@@ -26,6 +26,7 @@ FINAL = (0, 2, 130)  # exit codes after which nothing is tried again: done, a re
 OTHERS = 75  # this process was well: it was asked to stop, or another process failed (docs/processes.md)
 LONGEST_PAUSE = 60.0  # seconds
 OTHERS_PATIENCE = 3600.0  # seconds without a new step that a run of several processes waits for the missing ones
+STOPPED = 30.0  # seconds that a trainer may be stopped (SIGSTOP), whatever it had been given time for
 _TICK = 0.2
 
 
@@ -123,8 +124,11 @@ class Supervisor:
 
     def _follow(self, signs: Any, stacks: str) -> dict[str, Any] | None:
         """Waits until the trainer ends, or is overdue; returns the evidence of a hang."""
-        rest, due, limit, heard = b"", float("inf"), None, time.monotonic()
+        rest, due, limit, heard, stopped = b"", float("inf"), None, time.monotonic(), None
         while self._child.poll() is None:
+            stopped = (stopped or time.monotonic()) if _is_stopped(self._child.pid) else None
+            if stopped and time.monotonic() - stopped > STOPPED:
+                limit, due = STOPPED, stopped
             if select.select([signs], [], [], _TICK)[0]:
                 data = signs.read(1 << 16)
                 if not data:  # the end of the line: it closes as the process ends
@@ -185,6 +189,13 @@ class Supervisor:
         until = time.monotonic() + seconds
         while time.monotonic() < until and self._stopping is None:
             time.sleep(_TICK)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal; False where the system does not say."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 def _stacks(pid: int, file: str, patience: float = 5.0) -> str:

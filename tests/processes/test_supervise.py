@@ -18,7 +18,9 @@ TOY = pathlib.Path(__file__).with_name("toy_trainer.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 SUPERVISE = """
 import json, sys
+from pretrain import supervise
 from pretrain.supervise import Supervisor
+supervise.STOPPED = 1.0
 folder, restarts, *ends = sys.argv[1:]
 code = Supervisor([folder, *ends], int(restarts), folder, (sys.executable, {toy!r})).run()
 print(json.dumps([code, sorted({{"jax", "numpy", "tensorflow"}} & set(sys.modules))]))
@@ -65,6 +67,13 @@ def test_a_hang_is_seen_written_down_and_ended(tmp_path):
     assert "in sleeper" in stacks and "in main" in stacks  # every thread
     assert "waits in" in stacks
     assert "the trainer did not answer" in pathlib.Path(stop["stacks"]).read_text()
+
+
+def test_a_stopped_trainer_is_not_given_the_time_of_what_it_was_doing(tmp_path):
+    code, _, told = supervise(tmp_path, 1, "freeze:4", "done:6")
+    assert code == 0, told
+    (event,) = read_events(tmp_path)
+    assert event["kind"] == "hang" and event["step"] == 4 and event["limit"] == 1.0
 
 
 @pytest.mark.parametrize(("end", "code"), [("mistake", 2), ("kill", 137)])
