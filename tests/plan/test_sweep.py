@@ -5,7 +5,7 @@ import math
 import shlex
 
 import pytest
-from tiny import TINY_GIN, run_cli, write_corpus
+from tiny import FAST_TO_COMPILE, TINY_GIN, run_cli, write_corpus
 
 from pretrain.core.errors import UserError
 from pretrain.models.config import TransformerConfig
@@ -72,9 +72,10 @@ def test_a_sweep_runs_and_a_second_one_finds_it_done(tmp_path):
         "--gin.Sweep.held_out=0.0", "--gin.EVAL_EVERY=1000000", "--gin.TransformerConfig.kv_heads=None",
         "--gin.BATCH_SIZE=16", "--gin.CHECKPOINT_EVERY=200",
     ]  # fmt: skip
-    first = run_cli(*flags)
+    fast = {"XLA_FLAGS": FAST_TO_COMPILE, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    first = run_cli(*flags, **fast)
     assert first.returncode == 0, first.stderr
     points, _ = read_points(str(workdir / "points.csv"))
     assert len(points) == 3 and points.flops == pytest.approx(2e9, rel=0.2)
-    again = run_cli(*flags)
+    again = run_cli(*flags, **fast)
     assert again.returncode == 0 and "sweep: run" not in again.stderr
