@@ -3,7 +3,8 @@
 A run on several hosts is the same program in each of them (docs/processes.md). They meet at a coordinator, a service of
 jax inside process 0 that keeps small strings by name. Each process leaves a sign of life there. One that fails says
 why; the others read it at once, print it as the cause and end. One that is silent for `SILENCE` seconds is taken for
-dead. When the coordinator itself is gone, jax ends the processes that are left.
+dead. When the coordinator itself is gone, jax ends the processes that are left. A process without memory may wait for a
+thread that never begins, and ends by itself.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ PULSE = 2.0  # seconds between signs of life
 SILENCE = 20.0  # seconds without one after which a process is dead
 DOUBT = 6.0  # the same once this process has lost a connection, which is how a neighbour's death first shows
 EXIT_OTHER_FAILED = 75  # this process was well: another one failed, or could not be met (EX_TEMPFAIL of sysexits.h)
+_LOOKS = 5  # at threads, one every `PULSE` seconds, after which one that has not begun never will
 _FOREVER = 2**31 - 1  # milliseconds, 24 days: as long as a stage may take
 _LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Socket closed", "Connection")  # what a broken connection says
 
@@ -82,6 +84,8 @@ class _Processes:
         """Ends this process, whatever its other threads wait for."""
         if cause["exit_code"] and not self.over:
             print(f"pretrain: process {self.index} ends: {cause['why']}", file=sys.stderr)
+            if self.index == 0:
+                time.sleep(1)  # the coordinator lives here; jax aborts those who lose it, the one that failed among them
             # A request that cannot be met, and an interrupt, end all alike; after a failure the others may start again.
             _leave(cause["exit_code"] if cause["exit_code"] in (2, 130) else EXIT_OTHER_FAILED)
 
@@ -93,6 +97,8 @@ _run = _Processes()
 def joined(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Iterator[None]:
     """The work of a run that other processes may share: they meet, and end together, well or not; see `join`."""
     join(coordinator, count, index)
+    done = threading.Event()
+    threading.Thread(target=_watch_threads, args=[done], name="threads", daemon=True).start()
     try:
         yield
     except BaseException as error:
@@ -101,6 +107,8 @@ def joined(coordinator: str | None = None, count: int | None = None, index: int 
             _fail(error)
         _part()
         raise
+    finally:
+        done.set()
     _part()
 
 
@@ -207,6 +215,25 @@ def _part() -> None:
         _run.tell("done", 0)
         _run.watcher.join()
         jax.distributed.shutdown()
+
+
+def _watch_threads(done: threading.Event) -> None:
+    """Ends this process where a thread that was started does not begin: `Thread.start` would wait for it for ever.
+
+    That happens where the new thread finds no memory before it can say that it runs (`threading`, `_bootstrap_inner`).
+    """
+    looks: dict[threading.Thread, int] = {}
+    with contextlib.suppress(MemoryError):
+        while max(looks.values(), default=0) < _LOOKS:
+            if done.wait(PULSE):
+                return
+            looks = {thread: looks.get(thread, 0) + 1 for thread in threading.enumerate() if not thread.is_alive()}
+    try:
+        error = RunError("a thread could not begin: this process gets no more memory")
+        lifeline.last_words(error)
+        _fail(error)
+    finally:
+        os._exit(1)
 
 
 def _fail(error: BaseException) -> NoReturn:

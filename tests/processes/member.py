@@ -2,13 +2,15 @@
 
     python member.py FOLDER WHAT --coordinator=... --num_processes=... --process_id=...
 
-WHAT is what the last process does in the middle of it: "nothing", "raise", "user_error", "die" or "stop".
+WHAT is what the last process does in the middle of it: "nothing", "raise", "user_error", "die", "stop" or "unborn" (it
+starts a thread that does not begin).
 """
 
 import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 import jax
@@ -35,6 +37,9 @@ def add_forever(folder: pathlib.Path, what: str) -> None:
                 raise ZeroDivisionError("a planted error")
             if what == "user_error":
                 raise UserError("a planted mistake")
+            if what == "unborn":
+                threading._start_new_thread = lambda *_: None  # as where the new thread finds no memory
+                threading.Thread(target=print).start()
             os.kill(os.getpid(), {"die": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
 
 

@@ -34,6 +34,7 @@ def test_three_processes_take_turns_and_end_well(tmp_path):
     [
         ("raise", 75, 1, "process 0 ends: process 1 failed: a planted error"),
         ("user_error", 2, 2, "process 0 ends: process 1 failed: a planted mistake"),
+        ("unborn", 75, 1, "process 0 ends: process 1 failed: a thread could not begin: this process gets no more memory"),
         ("die", 75, -signal.SIGKILL, "process 0 ends: process 1 was killed, stopped or cut off: no sign of life"),
     ],
 )
@@ -46,6 +47,11 @@ def test_one_ends_all_with_its_cause(tmp_path, what, first, last, message):
     assert "Traceback" not in error  # the broken connection that it led to is not shown as the cause
     if what == "user_error":
         assert last_lines(error_last) == ["pretrain: a planted mistake"]
+
+
+def test_a_single_process_ends_as_well_where_a_thread_cannot_begin(tmp_path):
+    [(code, error)] = ends(start([MEMBER, tmp_path, "unborn"], 1))
+    assert code == 1 and last_lines(error) == ["pretrain: a thread could not begin: this process gets no more memory"]
 
 
 def test_a_stopped_process_ends_the_others(tmp_path):
