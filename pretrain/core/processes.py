@@ -85,7 +85,7 @@ class _Processes:
         if cause["exit_code"] and not self.over:
             print(f"pretrain: process {self.index} ends: {cause['why']}", file=sys.stderr)
             if self.index == 0:
-                time.sleep(1)  # the coordinator lives here; jax aborts those who lose it, the one that failed among them
+                time.sleep(1)  # the coordinator lives here; jax aborts who loses it, the one that failed too
             # A request that cannot be met, and an interrupt, end all alike; after a failure the others may start again.
             _leave(cause["exit_code"] if cause["exit_code"] in (2, 130) else EXIT_OTHER_FAILED)
 

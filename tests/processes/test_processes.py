@@ -34,7 +34,7 @@ def test_three_processes_take_turns_and_end_well(tmp_path):
     [
         ("raise", 75, 1, "process 0 ends: process 1 failed: a planted error"),
         ("user_error", 2, 2, "process 0 ends: process 1 failed: a planted mistake"),
-        ("unborn", 75, 1, "process 0 ends: process 1 failed: a thread could not begin: this process gets no more memory"),
+        ("unborn", 75, 1, "process 0 ends: process 1 failed: a thread could not begin: this process gets"),
         ("die", 75, -signal.SIGKILL, "process 0 ends: process 1 was killed, stopped or cut off: no sign of life"),
     ],
 )
