@@ -15,6 +15,7 @@ from absl import flags
 from pretrain.checkpoints import CHECKPOINTS
 from pretrain.commands import PIPELINE, Command
 from pretrain.core import lifeline
+from pretrain.core.console import Forgiving
 from pretrain.core.errors import RunError, UserError
 from pretrain.planning import PLANNING
 from pretrain.supervise import Supervisor
@@ -120,6 +121,7 @@ def _quiet_libraries() -> None:
 
 def run() -> None:
     """Entry point of the `pretrain` script; ends in silence when nobody reads its output any more (`| head`)."""
+    sys.stderr = Forgiving(sys.stderr)
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

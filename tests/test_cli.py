@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import TINY_GIN, run_cli
+from tiny import ROOT, TINY_GIN, run_cli
 
 from pretrain.core.config import differences
 from pretrain.main import COMMANDS, main, parse
+from pretrain.train.metrics import read_metrics
 
 
 def fails(capfd, *arguments: str, code: int = 2) -> str:
@@ -173,3 +174,13 @@ def test_a_reader_that_leaves_is_no_error():
     found = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
     os.close(theirs)
     assert (found.returncode, found.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_log_on_a_full_disk_does_not_end_what_it_tells_of(tiny_cache, tmp_path):
+    """Neither the trainer nor its supervisor, whose lines would go there as well."""
+    shutil.copytree(tiny_cache, tmp_path / "run")
+    command = [sys.executable, "-m", "pretrain", "train", f"--workdir={tmp_path / 'run'}", "--max_restarts=1"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stderr=full, cwd=ROOT).returncode == 0
+        assert subprocess.run([*command, "--no_such_flag"], stderr=full, cwd=ROOT).returncode == 2
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")][-1:] == [40]

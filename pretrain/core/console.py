@@ -5,10 +5,38 @@ In a run of several processes the first one speaks for all.
 
 import sys
 import time
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from pretrain.core import processes
+
+
+class Forgiving:
+    """A text stream to which nothing may be written for a while: a log on a full disk must not end what it tells of.
+
+    That nobody reads it any more (`| head`) is an error as before.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._tried(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def _tried(self, action: Any, *arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def say(message: str) -> None:

@@ -250,14 +250,17 @@ def _fail(error: BaseException) -> NoReturn:
     _run.over = True
     exit_code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     _run.tell(f"process {_run.index} failed: {text}", exit_code)
-    print(f"pretrain: {text}" if foreseen else "".join(traceback.format_exception(error)), file=sys.stderr)
-    if is_first():
-        time.sleep(1)  # the coordinator lives here; the others are reading
-    _leave(exit_code)
+    try:
+        print(f"pretrain: {text}" if foreseen else "".join(traceback.format_exception(error)), file=sys.stderr)
+        if is_first():
+            time.sleep(1)  # the coordinator lives here; the others are reading
+    finally:
+        _leave(exit_code)
 
 
 def _leave(exit_code: int) -> NoReturn:
     """Exits at once: jax's own farewell would wait for processes that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, MemoryError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(exit_code)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from pretrain.train.checkpoint_folder import CheckpointFolder
 from pretrain.train.manifest import STATE, seal
@@ -70,18 +72,15 @@ class Saver:
     def start(self, save: Save, arrays: dict[str, Any]) -> None:
         """Begins a save; returns once the arrays are in host memory. The last one must have been waited for."""
         self.error = None
-        try:
-            save.before()
-        except OSError as error:
-            if jax.process_count() > 1:  # a save is made by all processes or by none
-                raise
-            return self._give_up(save, error)
+        problem = _anywhere(attempt(save.before))
+        if problem:
+            return self._give_up(save, problem)
         try:
             if jax.process_index() == 0 and save.folder[save.step].exists():
                 save.folder.remove(save.step)
             self._orbax.save(save.folder[save.step] / STATE, args=ocp.args.PyTreeSave(arrays))
         except Exception as error:  # whatever the storage says: the run is worth more than this save
-            self._give_up(save, error)
+            self._give_up(save, one_line(error))
         else:
             self._pending = save, self._thread.submit(self._finish, save)
 
@@ -94,7 +93,7 @@ class Saver:
             return False
         self._pending = None
         if future.exception() is not None:
-            self._give_up(save, future.exception())
+            self._give_up(save, one_line(future.exception()))
         return True
 
     def close(self) -> None:
@@ -111,11 +110,19 @@ class Saver:
                 save.folder.pin(save.step, save.pin)
             self._completed(save)
 
-    def _give_up(self, save: Save, error: BaseException) -> None:
+    def _give_up(self, save: Save, problem: str) -> None:
         if jax.process_index() == 0:
             attempt(lambda: save.folder.remove(save.step))
-        self.error = one_line(error)
-        self._failed(save.step, self.error)
+        self.error = problem
+        self._failed(save.step, problem)
+
+
+def _anywhere(problem: str | None) -> str | None:
+    """The problem that this process has, or that another one has: a save is made by all of them or by none."""
+    if jax.process_count() == 1:
+        return problem
+    well = multihost_utils.process_allgather(np.array([problem is None])).all()
+    return problem or (None if well else "another process cannot save")
 
 
 def one_line(error: BaseException) -> str:
