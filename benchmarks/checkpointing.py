@@ -36,7 +36,7 @@ from pretrain.train.manifest import verify
 from pretrain.train.step import StepBuilder
 
 BATCH, LENGTH = 8, 128
-STEPS = 6  # the first two are warm-up; every third is followed by a save
+STEPS = 24  # the first two are warm-up; every third is followed by a save, of which there are eight
 
 
 def trainer(workdir: str) -> Trainer:

@@ -9,7 +9,7 @@ import platform
 
 # Parameters of mallopt(3): (name, value).
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
-_NEVER, _PAD = 2**31 - 1, 256 << 20
+_NEVER, _PAD = -1, 256 << 20  # any other number is a size: 2 GB, the most, is given back in 0.1 s, all others waiting
 
 
 def keep_freed_memory() -> bool:

@@ -1,0 +1,28 @@
+"""Memory that is freed stays with the process, however much it is."""
+
+import subprocess
+import sys
+
+import pytest
+from tiny import ROOT
+
+PROBE = """
+import ctypes
+from pretrain.core.memory import keep_freed_memory
+
+def held():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmData")) << 10
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+assert keep_freed_memory()
+libc.free(libc.malloc(3 << 30))  # not touched: no memory, addresses alone
+print(held() >= 3 << 30)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_what_is_freed_is_kept():
+    found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout == "True\n", found.stderr
