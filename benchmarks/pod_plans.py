@@ -64,6 +64,7 @@ ROWS = {
     "t5-11b": Row("t5_11b", "v5e:16x16"),
     "clip-l14": Row("clip_l14", "v5e:16x16"),
     "dit-xl2": Row("dit_xl2", "v5e:4x4"),
+    "whisper-large": Row("whisper_large", "v5e:8x8"),
     "mixtral experts": Row("mixtral_8x7b", "v6e:16x16", 1, ("MeshConfig.expert=8",)),
     "gpt3-175b stages": Row(
         "gpt3_175b", "v5p:8x8x8", 1, ("MeshConfig.stage=8", "Parallelism.pipeline_microbatches=16"),
