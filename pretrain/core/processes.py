@@ -217,6 +217,13 @@ def _part() -> None:
         jax.distributed.shutdown()
 
 
+def _has_begun(thread: threading.Thread) -> bool:
+    try:
+        return thread.is_alive()
+    except (RuntimeError, AssertionError):  # a library's own, which Python only met, and which has ended
+        return True
+
+
 def _watch_threads(done: threading.Event) -> None:
     """Ends this process where a thread that was started does not begin: `Thread.start` would wait for it for ever.
 
@@ -227,7 +234,7 @@ def _watch_threads(done: threading.Event) -> None:
         while max(looks.values(), default=0) < _LOOKS:
             if done.wait(PULSE):
                 return
-            looks = {thread: looks.get(thread, 0) + 1 for thread in threading.enumerate() if not thread.is_alive()}
+            looks = {thread: looks.get(thread, 0) + 1 for thread in threading.enumerate() if not _has_begun(thread)}
     try:
         error = RunError("a thread could not begin: this process gets no more memory")
         lifeline.last_words(error)

@@ -1,9 +1,11 @@
 """Processes meet, take turns and end together: an error, a kill or a stop of one ends all, with the cause on top."""
 
+import _thread
 import json
 import pathlib
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -110,3 +112,13 @@ def test_a_single_process_needs_nobody():
         assert processes.first_alone(max, 1, 2) == 2
     with pytest.raises(UserError), processes.joined():
         raise UserError("goes through")
+
+
+def test_a_librarys_thread_that_has_ended_is_none_that_cannot_begin():
+    """Python keeps a dummy for a thread that it did not start, for as long as somebody holds it."""
+    held = []
+    _thread.start_new_thread(lambda: held.append(threading.current_thread()), ())
+    while not held:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert processes._has_begun(held[0])
