@@ -1,6 +1,6 @@
 """What both sides of a gap are worth: span corruption and fill in the middle against a causal model.
 
-    python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--length=64] [--seed=0]
+    python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--length=64] [--seed=0] [--bytes]
 
 DATA is the folder of a run with a corpus, whose cache is made with 103 sentinels when it is not there. Three run files
 (quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of `TOKENS` tokens in rows
@@ -47,6 +47,7 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     bindings = [*SMALL, f"Experiment.data='{options.data}'", f"TRAIN_STEPS={options.steps}", f"SEED={options.seed}"]
     bindings += [f"BATCH_SIZE={TOKENS // options.length}", f"SEQUENCE_LENGTH={options.length}"]
     bindings += [f"CHECKPOINT_EVERY={options.steps}", "CacheConfig.seed=0"]
+    bindings += ["TokenizerConfig.kind='bytes'"] if options.bytes else []
     file, *more = ARMS[arm]
     workdir = f"{options.output}/{arm}-{options.seed}"
     experiment = Experiment.from_gin([f"gin_configs/runs/{file}.gin"], [*bindings, *more], workdir=workdir)
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
+    parser.add_argument("--bytes", action="store_true", help="tokens are bytes; default: 512 pieces of words")
     parser.add_argument("--pieces", type=int, default=4096)
     parser.add_argument("--arms", default="causal,t5,fim")
     options = parser.parse_args()
