@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from tiny import CONFIG
 
 from pretrain.core.platform import platform, traced_for
@@ -78,7 +78,8 @@ def test_a_block_divides_what_one_device_has(context, use, is_fused):
     """Of 256 queries: 128 or 64 of them, which no block divides; or all, of fewer heads."""
     q, k, v, segments = inputs()
     sight = Sight(attention_mask(segments, causal=True), segments=(segments, segments), causal=True)
-    mesh = AbstractMesh(tuple({"context": context}.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
+    sizes = tuple({"context": context}.get(axis, 1) for axis in MESH_AXES)
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     attend = functools.partial(dot_product_attention, sight=sight, implementation="splash")
     with use_mesh(mesh, parallelism=Parallelism(use)):
         program = jax.make_jaxpr(attend)(q, k, v)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from tiny import CONFIG, FAST_TO_COMPILE, ROOT, TINY_GIN, model, run_cli
 
 from pretrain.core.errors import UserError
@@ -81,7 +81,8 @@ def test_a_step_sends_the_bytes_of_the_textbook():
 
 
 def abstract_mesh(**ways: int) -> AbstractMesh:
-    return AbstractMesh(tuple(ways.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
+    sizes = tuple(ways.get(axis, 1) for axis in MESH_AXES)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length: int = 32, **changes) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from pretrain.core.batch import ArraySpec
 from pretrain.core.errors import UserError
@@ -18,7 +18,8 @@ from pretrain.sharding.rules import MESH_AXES, RULES, constrain, partition_spec,
 
 
 def abstract_mesh(**ways: int) -> AbstractMesh:
-    return AbstractMesh(tuple(ways.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
+    sizes = tuple(ways.get(axis, 1) for axis in MESH_AXES)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @pytest.mark.parametrize(
