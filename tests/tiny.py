@@ -11,12 +11,14 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, AxisType
 
 from pretrain.core.objective import ModelNeeds
 from pretrain.core.trees import map_named
 from pretrain.models.build import PLAIN, build_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel
+from pretrain.sharding.rules import MESH_AXES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_GIN = ROOT / "tests" / "tiny.gin"
@@ -76,6 +78,12 @@ def packed_rows(lengths: list[list[int]], length: int, *, vocab: int = VOCAB, se
 
 UNEVEN = [[16], [5, 7], [3], [2, 9, 4]]  # rows of very different weight, three of them packed
 WORDS = "the cat dog sat ran on under a mat tree quickly slowly def return import class self"
+
+
+def abstract_mesh(**ways: int) -> AbstractMesh:
+    """The mesh of so many devices along each axis, without the devices, as `make_mesh` would lay it out."""
+    sizes = tuple(ways.get(axis, 1) for axis in MESH_AXES)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def write_corpus(path: pathlib.Path, documents: int = 60, seed: int = 0) -> pathlib.Path:

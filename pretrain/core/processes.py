@@ -84,8 +84,6 @@ class _Processes:
         """Ends this process, whatever its other threads wait for."""
         if cause["exit_code"] and not self.over:
             print(f"pretrain: process {self.index} ends: {cause['why']}", file=sys.stderr)
-            if self.index == 0:
-                time.sleep(1)  # the coordinator lives here; jax aborts who loses it, the one that failed too
             # A request that cannot be met, and an interrupt, end all alike; after a failure the others may start again.
             _leave(cause["exit_code"] if cause["exit_code"] in (2, 130) else EXIT_OTHER_FAILED)
 
@@ -259,8 +257,6 @@ def _fail(error: BaseException) -> NoReturn:
     _run.tell(f"process {_run.index} failed: {text}", exit_code)
     try:
         print(f"pretrain: {text}" if foreseen else "".join(traceback.format_exception(error)), file=sys.stderr)
-        if is_first():
-            time.sleep(1)  # the coordinator lives here; the others are reading
     finally:
         _leave(exit_code)
 
@@ -270,4 +266,6 @@ def _leave(exit_code: int) -> NoReturn:
     with contextlib.suppress(OSError, MemoryError):
         sys.stdout.flush()
         sys.stderr.flush()
+    if is_first() and _run.count > 1:
+        time.sleep(1)  # the coordinator lives here; jax aborts who loses it while reading why, the one that failed too
     os._exit(exit_code)

@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType
-from tiny import CONFIG
+from tiny import CONFIG, abstract_mesh
 
 from pretrain.core.platform import platform, traced_for
 from pretrain.models.attention import Attention, Sight, attention_mask, dot_product_attention
 from pretrain.models.layers import compute_dtype
 from pretrain.models.splash import block_for, splash_attention
 from pretrain.sharding.parallelism import Parallelism
-from pretrain.sharding.rules import MESH_AXES, use_mesh
+from pretrain.sharding.rules import use_mesh
 
 LENGTH, HEADS, KV_HEADS, SIZE = 256, 4, 2, 64
 
@@ -78,8 +77,7 @@ def test_a_block_divides_what_one_device_has(context, use, is_fused):
     """Of 256 queries: 128 or 64 of them, which no block divides; or all, of fewer heads."""
     q, k, v, segments = inputs()
     sight = Sight(attention_mask(segments, causal=True), segments=(segments, segments), causal=True)
-    sizes = tuple({"context": context}.get(axis, 1) for axis in MESH_AXES)
-    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh = abstract_mesh(context=context)
     attend = functools.partial(dot_product_attention, sight=sight, implementation="splash")
     with use_mesh(mesh, parallelism=Parallelism(use)):
         program = jax.make_jaxpr(attend)(q, k, v)

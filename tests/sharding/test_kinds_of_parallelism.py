@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AbstractMesh, AxisType
-from tiny import CONFIG, FAST_TO_COMPILE, ROOT, TINY_GIN, model, run_cli
+from tiny import CONFIG, FAST_TO_COMPILE, ROOT, TINY_GIN, abstract_mesh, model, run_cli
 
 from pretrain.core.errors import UserError
 from pretrain.models.config import Experts
@@ -25,7 +24,7 @@ from pretrain.objectives.pictures import Pictures
 from pretrain.objectives.prefix import PrefixLM
 from pretrain.sharding.parallelism import Parallelism
 from pretrain.sharding.pipeline import last_ticks
-from pretrain.sharding.rules import MESH_AXES, use_mesh
+from pretrain.sharding.rules import use_mesh
 from pretrain.sharding.zigzag import homes
 from pretrain.train.loop import Training
 from pretrain.training import check_layout
@@ -78,11 +77,6 @@ def test_a_step_sends_the_bytes_of_the_textbook():
         rest = found.keys() - expected.keys()
         assert not any("in loops" in kind for kind in rest), case
         assert sum(found[kind] for kind in rest) < 0.2 * sum(expected.values()), case
-
-
-def abstract_mesh(**ways: int) -> AbstractMesh:
-    sizes = tuple(ways.get(axis, 1) for axis in MESH_AXES)
-    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length: int = 32, **changes) -> str:

@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+from tiny import abstract_mesh
 
 from pretrain.core.batch import ArraySpec
 from pretrain.core.errors import UserError
 from pretrain.sharding.mesh import MeshConfig, make_mesh
 from pretrain.sharding.placement import batch_shardings, place_batch
 from pretrain.sharding.rules import MESH_AXES, RULES, constrain, partition_spec, use_mesh
-
-
-def abstract_mesh(**ways: int) -> AbstractMesh:
-    sizes = tuple(ways.get(axis, 1) for axis in MESH_AXES)
-    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @pytest.mark.parametrize(
