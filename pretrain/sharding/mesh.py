@@ -20,17 +20,17 @@ class MeshConfig:
     """Ways of parallelism; one of them may be -1, which takes all devices the others leave.
 
     Attributes:
+        stage: pipeline stages.
         data: replicas of the parameters, each on its own part of the batch.
         fsdp: as data, with parameters and optimizer state split (ZeRO-3).
-        stage: pipeline stages.
         context: parts of the sequence.
         expert: groups of experts.
         tensor: parts of each matrix product.
     """
 
+    stage: int = 1
     data: int = 1
     fsdp: int = -1
-    stage: int = 1
     context: int = 1
     expert: int = 1
     tensor: int = 1

@@ -13,7 +13,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pretrain.sharding.parallelism import Parallelism
 
-MESH_AXES = ("data", "fsdp", "stage", "context", "expert", "tensor")
+# From the slowest part of the network to the fastest. A pipeline is around all else: XLA wants the axes that nested
+# `shard_map`s take in this order (jax 0.12).
+MESH_AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
 
 # logical axis -> mesh axes it is split over, in order. A dimension named None is replicated.
 RULES: Mapping[str, tuple[str, ...]] = {

@@ -115,10 +115,10 @@ CASES = {
 # What every run of the tests looks at; `make parallel` looks at all.
 QUICK = [
     "decoder: fsdp 2 x context 2 x tensor 2 (context=ring)",
-    "decoder: fsdp 2 x stage 2 x tensor 2 (pipeline_rounds=2, pipeline_remat=True)",
-    "mixture: fsdp 2 x stage 2 x expert 2",
+    "decoder: stage 2 x fsdp 2 x tensor 2 (pipeline_rounds=2, pipeline_remat=True)",
+    "mixture: stage 2 x fsdp 2 x expert 2",
     "encoder_decoder: fsdp 2 x context 2 x tensor 2 (context=ulysses)",
-    "encoder_decoder: data 2 x stage 2 x context 2 (context=ring)",
+    "encoder_decoder: stage 2 x data 2 x context 2 (context=ring)",
     "two_towers: data 2 x fsdp 2 x tensor 2",
 ]
 

@@ -21,10 +21,10 @@ from pretrain.sharding.rules import MESH_AXES, RULES, constrain, partition_spec,
 @pytest.mark.parametrize(
     ("ways", "devices", "shape"),
     [
-        ({}, 8, (1, 8, 1, 1, 1, 1)),
-        ({"data": 2, "tensor": 2}, 8, (2, 2, 1, 1, 1, 2)),
-        ({"data": -1, "fsdp": 2}, 8, (4, 2, 1, 1, 1, 1)),
-        ({"data": 8, "fsdp": 1}, 8, (8, 1, 1, 1, 1, 1)),
+        ({}, 8, (1, 1, 8, 1, 1, 1)),
+        ({"data": 2, "tensor": 2}, 8, (1, 2, 2, 1, 1, 2)),
+        ({"data": -1, "fsdp": 2}, 8, (1, 4, 2, 1, 1, 1)),
+        ({"data": 8, "fsdp": 1}, 8, (1, 8, 1, 1, 1, 1)),
         ({}, 1, (1, 1, 1, 1, 1, 1)),
     ],
 )
