@@ -1,6 +1,6 @@
 """What both sides of a gap are worth: span corruption and fill in the middle against a causal model.
 
-    python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--length=64] [--seed=0] [--bytes]
+    python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--length=64] [--seed=0] [--bytes] [--gin=BINDING ...]
 
 DATA is the folder of a run with a corpus, whose cache is made with 103 sentinels when it is not there. Three run files
 (quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of `TOKENS` tokens in rows
@@ -19,8 +19,10 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
 from pretrain.data.documents import stored_tokens
 from pretrain.experiment import Experiment
@@ -49,6 +51,9 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     bindings += [f"CHECKPOINT_EVERY={options.steps}", "CacheConfig.seed=0"]
     bindings += ["TokenizerConfig.kind='bytes'"] if options.bytes else []
     file, *more = ARMS[arm]
+    for binding in options.gin:
+        of_arm, _, rest = binding.partition(":")
+        more += [rest] if of_arm == arm else [] if of_arm in ARMS else [binding]
     workdir = f"{options.output}/{arm}-{options.seed}"
     experiment = Experiment.from_gin([f"gin_configs/runs/{file}.gin"], [*bindings, *more], workdir=workdir)
     experiment.cache()
@@ -56,15 +61,26 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     return experiment
 
 
+def is_text(vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
+    """Which ids stand in texts: no sentinels, padding or ends."""
+    return (ids < vocabulary.text_size) & ~np.isin(ids, [vocabulary.pad_id, vocabulary.bos_id, vocabulary.eos_id])
+
+
 def nats(experiment: Experiment, objective, batch: dict) -> np.ndarray:
-    """Negative log-likelihood of every target of a batch."""
+    """Negative log-likelihood of every target of a batch that is text, given that the text goes on there.
+
+    A middle or a span can end at each of its tokens, and a model of them says how probable that is; one that reads from
+    left to right is not asked. So ends and sentinels are taken out of every model's answers.
+    """
     _, params = experiment.checkpoint()
+    vocabulary = experiment.task.vocabulary
 
     @jax.jit
     def of(params, batch):
         module = experiment.model.module(params)
         logits = objective.head(module, objective.forward(module, batch).hidden, batch)
-        return cross_entropy(logits, batch["targets"])[0]
+        answers = jnp.where(is_text(vocabulary, np.arange(logits.shape[-1])), logits, -jnp.inf)
+        return cross_entropy(answers, batch["targets"])[0]
 
     size = 32
     parts = [
@@ -93,7 +109,7 @@ class Scores:
 
     def add(self, name: str, values_RL: np.ndarray, mask_RL: np.ndarray) -> None:
         """Prints the mean over the tokens of `mask_RL`, with a bootstrap interval over rows, and keeps both sums."""
-        self.arrays[name] = np.stack([(values_RL * mask_RL).sum(1), mask_RL.sum(1)])
+        self.arrays[name] = np.stack([np.where(mask_RL, values_RL, 0).sum(1), mask_RL.sum(1)])
         print(f"  {name}:", interval(*self.arrays[name]), flush=True)
         np.savez(self.file, **self.arrays)
 
@@ -127,6 +143,7 @@ def main() -> None:
     parser.add_argument("--bytes", action="store_true", help="tokens are bytes; default: 512 pieces of words")
     parser.add_argument("--pieces", type=int, default=4096)
     parser.add_argument("--arms", default="causal,t5,fim")
+    parser.add_argument("--gin", action="append", default=[], help="a binding, of all arms, or of one: fim:NAME=VALUE")
     options = parser.parse_args()
     for arm in options.arms.split(","):
         experiment = trained(arm, options)
@@ -147,8 +164,7 @@ def held_out(experiment: Experiment, length: int, count: int) -> tuple[np.ndarra
 
 def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> None:
     """Prints the scores of one arm."""
-    vocabulary, eos = experiment.task.vocabulary, experiment.tokenizer.eos_id
-    scores = Scores(Path(options.output) / f"{arm}-{options.seed}")
+    vocabulary, scores = experiment.task.vocabulary, Scores(Path(options.output) / f"{arm}-{options.seed}")
     spans, causal = SpanCorruption().bind(vocabulary), Causal()
     length = spans.packed_length(options.length)  # of rows as T5 was trained on
     texts, before = held_out(experiment, length, options.pieces)
@@ -156,9 +172,8 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
     if arm == "t5":
         batch = spans.finish(packed, host_rng(options.seed, "spans"))
-        found = nats(experiment, spans, batch)
-        is_text = (batch["targets"] < vocabulary.text_size) & (np.cumsum(batch["targets"] == eos, axis=1) == 0)
-        scores.add("spans, text around them", found, is_text)
+        is_noise = (batch["loss_weights"] > 0) & is_text(vocabulary, batch["targets"])
+        scores.add("spans, text around them", nats(experiment, spans, batch), is_noise)
         return
     plain = nats(experiment, causal, causal.finish(packed, None))
     pieces, noise, counts = allot(

@@ -29,10 +29,12 @@ class FillInTheMiddle(Causal):
     Attributes:
         rate: part of the documents that is rearranged.
         spm_rate: part of these in the order suffix, prefix, middle.
+        longest_middle: tokens; middles have 1 to so many, all lengths alike, anywhere in the text. None: any two cuts.
     """
 
     rate: float = 0.5
     spm_rate: float = 0.5
+    longest_middle: int | None = None
 
     sentinels = 3
     random_finish = True
@@ -41,6 +43,8 @@ class FillInTheMiddle(Causal):
         super().__post_init__()
         for name in ("rate", "spm_rate"):
             check(0 <= getattr(self, name) <= 1, f"FillInTheMiddle.{name} must be in [0, 1], got {getattr(self, name)}")
+        longest = self.longest_middle
+        check(longest is None or longest >= 1, f"FillInTheMiddle.longest_middle must be None or >= 1, got {longest}")
 
     def prepare(self, record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Leaves room for sentinels after each piece; `finish` fills it, or takes it away."""
@@ -77,7 +81,7 @@ class FillInTheMiddle(Causal):
         ends_P = pieces.starts_P + pieces.lengths_P
         has_end_P = (pieces.tokens_T[ends_P - 1] == eos) if count else np.zeros(0, bool)
         body_P = pieces.lengths_P - has_end_P
-        cuts_P2 = np.sort(np.floor(draws_P4[:, 2:] * (body_P[:, None] + 1)).astype(np.int64), axis=1)
+        cuts_P2 = self._cuts(body_P, draws_P4[:, 2:])
         part_P3 = np.diff(cuts_P2, axis=1, prepend=0, append=body_P[:, None])  # prefix, middle, suffix
         lengths_P = np.where(is_cut_P, body_P + ROOM, pieces.lengths_P)
         # Which place of the text stands at each place of the result; sentinels and ends are put in afterwards.
@@ -108,3 +112,11 @@ class FillInTheMiddle(Causal):
         ):
             tokens_T[(starts_P + where_P)[is_cut_P]] = token
         return Pieces(tokens_T, lengths_P, *pieces[2:])
+
+    def _cuts(self, lengths_P: np.ndarray, draws_P2: np.ndarray) -> np.ndarray:
+        """Where the middle of each text begins and ends, int64 [pieces, 2], by two draws from [0, 1)."""
+        if self.longest_middle is None:
+            return np.sort(np.floor(draws_P2 * (lengths_P[:, None] + 1)).astype(np.int64), axis=1)
+        middle_P = np.minimum(np.floor(draws_P2[:, 0] * self.longest_middle).astype(np.int64) + 1, lengths_P)
+        start_P = np.floor(draws_P2[:, 1] * (lengths_P - middle_P + 1)).astype(np.int64)
+        return np.stack([start_P, start_P + middle_P], axis=1)

@@ -63,9 +63,12 @@ SIZES = st.lists(st.lists(st.integers(1, 12), max_size=4), min_size=1, max_size=
 
 
 @settings(max_examples=100, deadline=None)
-@given(SIZES, st.lists(st.booleans(), max_size=16), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 99))
-def test_every_text_is_there(sizes, ends, rate, seed):
-    objective = FillInTheMiddle(rate=rate).bind(VOCABULARY)
+@given(
+    SIZES, st.lists(st.booleans(), max_size=16), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([None, 1, 5]),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_every_text_is_there(sizes, ends, rate, longest, seed):
+    objective = FillInTheMiddle(rate=rate, longest_middle=longest).bind(VOCABULARY)
     rows = documents(sizes, ends)
     batch = objective.finish(packed_texts(objective, rows), np.random.default_rng(seed))
     pieces = take_apart(batch["targets"], batch["segment_ids"])
@@ -119,6 +122,17 @@ def test_rates_and_cuts():
     np.testing.assert_allclose(np.mean(parts, axis=0), [13, 13, 13], atol=1.5)
 
 
+def test_middles_may_be_short():
+    """Of 1 to 5 tokens, all as often, anywhere: what is before them has half of the rest on average."""
+    objective = FillInTheMiddle(rate=1.0, longest_middle=5, spm_rate=0.0).bind(VOCABULARY)
+    batch = objective.finish(packed_texts(objective, documents([[40]] * 3000, [])), np.random.default_rng(0))
+    before = (batch["targets"] == SUF).argmax(1) - 1
+    sizes = 39 + ROOM - (batch["targets"] == MID).argmax(1) - 2
+    counts = np.bincount(sizes)
+    assert counts[0] == 0 and len(counts) == 6 and (abs(counts[1:] - 600) < 100).all()
+    np.testing.assert_allclose(before.mean(), (39 - sizes.mean()) / 2, atol=0.8)
+
+
 def test_without_a_rate_it_is_a_causal_model():
     objective = FillInTheMiddle(rate=0.0).bind(VOCABULARY)
     rows = documents([[9, 20], [30]], [])
@@ -146,3 +160,8 @@ def test_sources_keep_their_weights():
 def test_rates_are_shares(field):
     with pytest.raises(UserError, match=f"FillInTheMiddle.{field}"):
         FillInTheMiddle(**{field: 1.5})
+
+
+def test_a_middle_has_a_token():
+    with pytest.raises(UserError, match="longest_middle must be None or >= 1, got 0"):
+        FillInTheMiddle(longest_middle=0)
