@@ -25,6 +25,8 @@ class Parallelism:
             are stages. More of them leave the stages less idle.
         pipeline_rounds: times each part goes round the stages, each of which holds as many pieces of the stack; 1 is
             GPipe's schedule, more the interleaved one.
+        pipeline_schedule: "gpipe", or "1f1b" (PipeDream-flush, Narayanan et al. 2021), whose stages hold what came into
+            them for about as many microbatches as there are stages, not for all; it makes the layers once more.
         pipeline_remat: a stage keeps only what comes into it, as GPipe's own, and makes its layers again whatever
             `TransformerConfig.remat` keeps of them.
     """
@@ -34,6 +36,7 @@ class Parallelism:
     offload_optimizer: bool = False
     pipeline_microbatches: int | None = None
     pipeline_rounds: int = 1
+    pipeline_schedule: Literal["gpipe", "1f1b"] = "gpipe"
     pipeline_remat: bool = False
 
     def __post_init__(self):
@@ -41,3 +44,7 @@ class Parallelism:
         for name in ("pipeline_microbatches", "pipeline_rounds"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"Parallelism.{name} must be >= 1, got {value}")
+        check(
+            self.pipeline_schedule == "gpipe" or self.pipeline_rounds == 1,
+            f"Parallelism.pipeline_schedule = '1f1b' goes round once; pipeline_rounds is {self.pipeline_rounds}",
+        )

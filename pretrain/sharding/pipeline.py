@@ -3,7 +3,8 @@
 GPipe (Huang et al. 2019) with one round; with R rounds a stage holds R separate pieces of the stack and every
 microbatch goes round R times, which divides the idle time by R (interleaved schedule, Narayanan et al. 2021). The
 schedule is a loop over ticks in which all stages work at once and then pass their results on; its derivative is the
-backward schedule. Of M microbatches on S stages, (S - 1) of (M R + S - 1) ticks are idle.
+backward schedule, unless that is 1F1B (`pipeline_1f1b`). Of M microbatches on S stages, (S - 1) of (M R + S - 1) ticks
+are idle.
 
 Axes: R rounds · S stages · C layers of a piece · M microbatches · B rows of one · L length · D embed · T ticks.
 """
@@ -18,9 +19,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from pretrain.core.errors import check
+from pretrain.sharding.pipeline_1f1b import AXIS, with_1f1b
 from pretrain.sharding.rules import constrain, parallelism, shard_map, ways_of
 
-AXIS = "stage"
 RunLayers = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
 
 
@@ -58,7 +59,10 @@ def run_in_stages(run: RunLayers, layers: Any, x_BLD: jax.Array, context: Any) -
         out_specs=on_stage,
         axes={AXIS},
     )
-    y_SMBLD, sums = work(jnp.arange(stages), pieces, split(x_BLD), by_row, shared)
+    work = functools.partial(work, jnp.arange(stages))
+    if parallelism().pipeline_schedule == "1f1b":
+        work = with_1f1b(work, run_piece, stages, count)
+    y_SMBLD, sums = work(pieces, split(x_BLD), by_row, shared)
     sums = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(number, *x.shape[3:]), sums)  # [S, R, C, ...]
     return jnp.moveaxis(y_SMBLD[-1], 0, 1).reshape(x_BLD.shape), sums
 

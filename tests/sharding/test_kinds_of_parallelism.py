@@ -50,7 +50,7 @@ def on_eight(script: str, *arguments: str) -> list[dict]:
 
 def test_eight_devices_compute_what_one_does():
     found = on_eight("equal_on_eight.py", "quick")
-    assert len(found) == 6
+    assert len(found) == 7
     for apart in found:
         assert apart["loss"] < LOSS and apart["gradients"] < GRADIENTS and apart["devices"] == 8, apart
 
@@ -131,7 +131,13 @@ def test_the_command_line_refuses_with_exit_code_2(tmp_path, tiny_corpus):
     assert done.returncode == 2 and "'ring' splits a sequence of 24 into 16 parts" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("value", [{"context": "Ring"}, {"pipeline_rounds": 0}, {"pipeline_microbatches": 1.5}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"context": "Ring"}, {"pipeline_rounds": 0}, {"pipeline_microbatches": 1.5}, {"pipeline_schedule": "1F1B"},
+        {"pipeline_schedule": "1f1b", "pipeline_rounds": 2},
+    ],
+)  # fmt: skip
 def test_values_are_checked(value):
     with pytest.raises(UserError, match="Parallelism"):
         Parallelism(**value)
