@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import warnings
+from typing import Any
 
 import gin
 import numpy as np
@@ -55,6 +56,57 @@ class SoundShape:
     def frames(self) -> int:
         """Frames of its spectrogram, one every 10 ms."""
         return self.samples // HOP
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Waves:
+    """How a model hears samples without a spectrogram (wav2vec 2.0, Baevski et al. 2020).
+
+    Attributes:
+        seconds: length of a recording; of a longer one a part is heard, behind a shorter one there is silence.
+        channels: of the convolutions.
+        convolutions: (width, stride) of each.
+        position_width, position_groups: of the convolution that says where a frame stands.
+        codebooks, entries: a frame's code has one of `entries` vectors out of each of `codebooks`.
+        code_dim: size of a code.
+        joint_dim: of the space where what was said of a hidden frame meets codes.
+    """
+
+    seconds: float = 15.6
+    channels: int = 512
+    convolutions: tuple[tuple[int, int], ...] = ((10, 5), *[(3, 2)] * 4, *[(2, 2)] * 2)
+    position_width: int = 128
+    position_groups: int = 16
+    codebooks: int = 2
+    entries: int = 320
+    code_dim: int = 256
+    joint_dim: int = 256
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("channels", "position_width", "position_groups", "codebooks", "entries", "code_dim", "joint_dim"):
+            check(getattr(self, name) > 0, f"Waves.{name} must be > 0, got {getattr(self, name)}")
+        check(
+            len(self.convolutions) > 0 and all(len(each) == 2 and min(each) > 0 for each in self.convolutions),
+            f"Waves.convolutions are pairs of width and stride, got {self.convolutions}",
+        )
+        check(
+            self.code_dim % self.codebooks == 0,
+            f"Waves.code_dim ({self.code_dim}) must be a multiple of codebooks ({self.codebooks})",
+        )
+        check(self.frames(self.samples) >= 3, f"Waves.seconds: {self.seconds} seconds have less than 3 frames")
+
+    @property
+    def samples(self) -> int:
+        """Samples of a recording."""
+        return round(self.seconds * RATE)
+
+    def frames(self, samples: Any) -> Any:
+        """Frames that convolutions make of so many samples (integers, or an array of them), 49 a second by default."""
+        for width, stride in self.convolutions:
+            samples = (samples - width) // stride + 1
+        return samples * (samples > 0)
 
 
 def read_wav(data: bytes) -> tuple[np.ndarray, int]:

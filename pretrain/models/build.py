@@ -17,6 +17,7 @@ from pretrain.models.masked_vision import JointEmbedding, MaskedAutoencoder
 from pretrain.models.speech import SpeechTransformer
 from pretrain.models.transformer import Transformer
 from pretrain.models.vision import TwoTowers, VisionEncoder
+from pretrain.models.wave import WaveEncoder
 from pretrain.models.world import WorldModel
 
 PLAIN = ModelNeeds(architectures=("decoder", "encoder", "encoder_decoder", "embeddings", "vision", "two_towers"))
@@ -79,6 +80,7 @@ BACKBONES: dict[str, Callable[[TransformerConfig, ModelNeeds, nnx.Rngs], nnx.Mod
     "transformer": _transformer,
     "diffusion": lambda config, needs, rngs: DiffusionTransformer(config, needs.shape, rngs=rngs),
     "speech": lambda config, needs, rngs: SpeechTransformer(config, needs.shape, rngs=rngs),
+    "wave": lambda config, needs, rngs: WaveEncoder(config, needs.shape, rngs=rngs),
     "world": lambda config, needs, rngs: WorldModel(config, needs.shape, rngs=rngs),
     "masked_autoencoder": lambda config, needs, rngs: MaskedAutoencoder(config, rngs=rngs),
     "joint_embedding": lambda config, needs, rngs: JointEmbedding(config, needs.momentum, rngs=rngs),

@@ -19,11 +19,11 @@ class Convolution(nnx.Module):
 
     def __init__(
         self, inputs: int, outputs: int, config: TransformerConfig, *, width: int, stride: int = 1, padding: int = 0,
-        bias: bool = True, rngs: nnx.Rngs,
+        bias: bool = True, scale: float | None = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         axes = (None, None, "embed")
         self.matrix = Projection(
-            (width, inputs), (outputs,), axes, config, rngs=rngs, scale=config.init_scale, bias=bias
+            (width, inputs), (outputs,), axes, config, rngs=rngs, scale=scale or config.init_scale, bias=bias
         )
         self.width, self.stride, self.padding = width, stride, padding
 

@@ -36,6 +36,7 @@ WHISPER = {  # of the released files, which hold the encoder's 1,500 sinusoids; 
     "whisper_tiny": 37_760_640, "whisper_base": 72_593_920, "whisper_small": 241_734_912,
     "whisper_medium": 763_857_920, "whisper_large": 1_543_304_960, "whisper_large_v3": 1_543_490_560,
 }  # fmt: skip
+WAVE = {"wav2vec2_base": 95_044_608}  # of facebook/wav2vec2-base for pretraining
 WORLD = {"world_small": 1_405_824, "world_large": 463_096_832}  # our own; by hand from their shapes
 MAE = {"mae_l16": 329_541_888}  # of facebook/vit-mae-large for pretraining, whose tables of fixed positions are counted
 OTHERS = {"tiny", "word2vec_300", "electra_small", "electra_base", "electra_large"}
@@ -54,6 +55,7 @@ def test_every_preset_is_checked():
         *WORLD,
         *MAE,
         *WHISPER,
+        *WAVE,
         *OTHERS,
     }
 
@@ -98,6 +100,14 @@ def test_speech_models_are_those_of_the_release(name, capsys):
     counts, sinusoids = result["parameters"], 1500 * result["arrays"]["embedding"]["shape"][1]
     assert counts["total"] + sinusoids == WHISPER[name]
     assert sum(counts[part] for part in ("embedding", "attention", "mlp", "norms", "heads")) == counts["total"]
+
+
+@pytest.mark.parametrize("name", WAVE)
+def test_encoders_of_sound_are_those_of_the_release(name, capsys):
+    """Beside the temperature of its codes, which is a setting there and moves from step to step here."""
+    result = described(name, capsys)
+    assert result["arrays"]["codes/temperature"]["size"] == 1
+    assert result["parameters"]["total"] == WAVE[name] + 1
 
 
 @pytest.mark.parametrize("name", WORLD)

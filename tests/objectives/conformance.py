@@ -23,7 +23,7 @@ from pretrain.core.diffusion import PictureShape
 from pretrain.core.images import encode
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
-from pretrain.core.sound import SoundShape
+from pretrain.core.sound import SoundShape, Waves
 from pretrain.core.sound import encode as encode_sound
 from pretrain.core.video import VideoShape
 from pretrain.models.config import TransformerConfig
@@ -43,6 +43,10 @@ LENGTH = 16
 PICTURES = Pictures(image_size=8, channels=1, area=(0.5, 1.0), colours=0.2)
 SHAPED = Pictures(patches=6, patch_size=4, channels=1)
 VISION = Vision(image_size=8, patch_size=4, channels=1, num_layers=1, pooling="attention")
+WAVES = Waves(
+    seconds=0.18, channels=16, position_width=4, position_groups=2, entries=8, code_dim=8, joint_dim=8,
+    convolutions=((10, 5), (4, 4), (4, 4), (2, 2)),
+)  # fmt: skip
 SETTINGS: dict[str, list[dict]] = {
     "SkipGram": [{"block": 8, "window": 3, "subsample": 0.0}],
     "ContinuousBagOfWords": [{"block": 8, "window": 3, "subsample": 0.0}],
@@ -62,6 +66,9 @@ SETTINGS: dict[str, list[dict]] = {
     "SimCLR": [{"temperature": 0.05, "rows": 2, "pictures": PICTURES}],
     "SimCSE": [{"text_length": LENGTH, "rows": 2}],
     "Transcription": [{"sound": SoundShape(seconds=0.16, mels=20), "text_length": LENGTH}],
+    "MaskedSound": [
+        {"waves": WAVES, "start_rate": 0.2, "span": 2, "distractors": 4, "diversity": 0.01, "penalty": 0.01}
+    ],
     "Mixed": [
         {"objectives": (Causal(z_loss=0.01), PrefixLM(), SpanCorruption(layout="decoder", density=0.5))},
         {"objectives": (TextInfilling(), SpanCorruption(density=0.5)), "average": "objectives"},
@@ -113,8 +120,8 @@ PACKED: dict[str, Callable[[Objective, list[list[int]]], Batch]] = {"Diffusion":
 # The least loss a fresh model has; 3, as for a word out of a vocabulary, where nothing stands here. SimCSE is solved
 # before training: a sentence is near itself under another dropout.
 FIRST_LOSS = {
-    "Diffusion": 0.5, "HiddenFeatures": 0.3, "ImageText": 0.5, "MaskedPictures": 0.3, "NextFrame": 0.5, "SimCLR": 0.5,
-    "SimCSE": 0,
+    "Diffusion": 0.5, "HiddenFeatures": 0.3, "ImageText": 0.5, "MaskedPictures": 0.3, "MaskedSound": 0.5,
+    "NextFrame": 0.5, "SimCLR": 0.5, "SimCSE": 0,
 }  # fmt: skip
 
 
@@ -157,7 +164,7 @@ def cases() -> dict[str, Objective]:
 
 
 def _short(value: object) -> str:
-    return type(value).__name__ if isinstance(value, Pictures | Films | SoundShape) else str(value)
+    return type(value).__name__ if isinstance(value, Pictures | Films | SoundShape | Waves) else str(value)
 
 
 def packed(objective: Objective, lengths: list[list[int]] = UNEVEN) -> Batch:
