@@ -6,7 +6,7 @@ parameters (in every pass where they stay split) and sums gradients in bfloat16 
 once; tensor moves hidden states four times a layer (Austin et al. 2025, "How to Scale Your Model"). Matrix products
 reach `REACHED` of the peak; then each value of a layer is written and read once a pass; fsdp, context and expert
 traffic runs beside this; tensor's and that between slices is waited for. A pipeline stands idle for (S - 1) of
-(M R + S - 1) ticks.
+(M R + S - 1) ticks, with 1F1B for 2 (S - 1) of (M + 2 (S - 1)).
 Good to about a third in memory and, on TPUs, to 15 % in time (docs/scale.md): compare candidates with it, and compile
 what matters.
 """
@@ -122,10 +122,16 @@ def estimate(setting: Setting, pod: Pod) -> Estimate:
     batch_ways = ways["data"] * ways["fsdp"] * ways["expert"] * ways["context"]
     tokens = setting.batch_size * setting.length / setting.microbatches / batch_ways
     microbatches, rounds, ticks = setting.pipeline
+    in_turn = microbatches > 1 and setting.use.pipeline_schedule == "1f1b"
+    ticks += (ways["stage"] - 1) * in_turn  # on the way back, where most of the work is
     stretch = ticks / (microbatches * rounds)  # by what stands idle, which keeps its inputs too
     kept, values = values_of_a_layer(c, ways["tensor"])
+    saved = layers * tokens * stretch * kept
+    if in_turn:  # what comes into the pipeline and its derivative; into a stage, for some; layers of the one at work
+        held = 2 * ways["stage"] - 1
+        saved = tokens * (2 * c.embed_dim + (held * c.embed_dim + layers * kept) / microbatches)
     flops = count_flops(c, setting.length)
-    repeated = _repeated(c, flops)
+    repeated = _repeated(c, flops) + (flops.forward - flops.head) * in_turn
     step_tokens = setting.batch_size * setting.length
     hardware = step_tokens * (flops.training + repeated)
     passes = 3 + repeated / flops.forward
@@ -135,7 +141,7 @@ def estimate(setting: Setting, pod: Pod) -> Estimate:
     state, moments = _state(setting)
     return Estimate(
         state=state + (0 if setting.use.offload_optimizer else moments),
-        saved=layers * tokens * stretch * kept * COMPUTE_BYTES,
+        saved=saved * COMPUTE_BYTES,
         working=_working(setting, tokens),
         fetched=moments if setting.use.offload_optimizer else 0,
         model_flops=step_tokens * flops.training,

@@ -106,6 +106,18 @@ def test_stages_stand_idle_and_keep_what_idle_ticks_see():
     assert guess.waited_seconds > 0
 
 
+def test_1f1b_keeps_little_and_works_more():
+    """14 of 30 ticks idle; inputs of 15 microbatches, 4 layers at work, and the whole batch's in and out."""
+    use = Parallelism(pipeline_microbatches=16)
+    staged = dataclasses.replace(llama(fsdp=8, stage=8), use=use)
+    in_turn = dataclasses.replace(staged, use=dataclasses.replace(use, pipeline_schedule="1f1b"))
+    before, after = estimate(staged, POD), estimate(in_turn, POD)
+    inputs = before.saved / (4 * 23 / 16)  # of one layer, full rematerialisation
+    assert after.saved == pytest.approx(inputs * (2 + (15 + 4) / 16))
+    assert 1.2 * 30 / 23 < after.compute_seconds / before.compute_seconds < 1.35 * 30 / 23
+    assert after.hardware_flops > before.hardware_flops
+
+
 def test_one_table_says_what_remat_keeps():
     model = llama().model
     kept = lambda **changes: values_of_a_layer(dataclasses.replace(model, **changes))[0]  # noqa: E731

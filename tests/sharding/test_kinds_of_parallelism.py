@@ -79,6 +79,12 @@ def test_a_step_sends_the_bytes_of_the_textbook():
         assert sum(found[kind] for kind in rest) < 0.2 * sum(expected.values()), case
 
 
+def test_1f1b_keeps_fewer_microbatches():
+    """Where GPipe keeps 8 layers' inputs of 8 microbatches, it keeps one input of 7 at most."""
+    (found,) = on_eight("memory_on_eight.py", "8")
+    assert found["1f1b"] < 0.4 * found["gpipe"] and found["1f1b"] < 0.5 * found["gpipe, pipeline_remat"], found
+
+
 def refusal(use: Parallelism, mesh: dict[str, int], objective: Objective, length: int = 32, **changes) -> str:
     """Why a model of four layers and eight heads cannot be laid out."""
     config = dataclasses.replace(CONFIG, num_layers=4, num_heads=8, **changes)
