@@ -60,6 +60,10 @@ ROWS = {
     "gpt3-175b": Row("gpt3_175b", "v5p:8x8x8", maxtext=21.12, goal=0.9),
     "mixtral-8x7b": Row("mixtral_8x7b", "v5p:4x8x8", maxtext=14.52, goal=0.9),
     "llama3-8b, 2 microbatches": Row("llama3_8b", "v5p:4x4x4", 1, ("MICROBATCHES=2",), 14.58, 0.8),
+    "llama2-7b, 2 microbatches": Row("llama2_7b", "v5e:16x16", 1, ("MICROBATCHES=2",), 4.28, 0.9),
+    "llama3-70b, 2 microbatches": Row("llama3_70b", "v5p:4x8x8", 1, ("MICROBATCHES=2",), 35.92, 0.9),
+    "gpt3-175b, 2 microbatches": Row("gpt3_175b", "v5p:8x8x8", 1, ("MICROBATCHES=2",), 21.12, 0.9),
+    "mixtral-8x7b, 2 microbatches": Row("mixtral_8x7b", "v5p:4x8x8", 1, ("MICROBATCHES=2",), 14.52, 0.9),
     "llama3-405b": Row("llama3_405b", "v5p:8x8x8", 2),
     "t5-11b": Row("t5_11b", "v5e:16x16"),
     "clip-l14": Row("clip_l14", "v5e:16x16"),
@@ -68,6 +72,10 @@ ROWS = {
     "mixtral experts": Row("mixtral_8x7b", "v6e:16x16", 1, ("MeshConfig.expert=8",)),
     "gpt3-175b stages": Row(
         "gpt3_175b", "v5p:8x8x8", 1, ("MeshConfig.stage=8", "Parallelism.pipeline_microbatches=16"),
+    ),
+    "gpt3-175b stages, 1F1B": Row(
+        "gpt3_175b", "v5p:8x8x8", 1,
+        ("MeshConfig.stage=8", "Parallelism.pipeline_microbatches=16", "Parallelism.pipeline_schedule='1f1b'"),
     ),
 }  # fmt: skip
 

@@ -3,8 +3,12 @@
 XLA's compiler for TPU comes with libtpu and runs on any machine. From the gin file alone (no cache, no tokenizer: the
 vocabulary is the model's) this makes the step that `pretrain train` would run, lays it out on the mesh of a topology,
 compiles it, and reads memory, FLOPs and collectives off the result.
+
+A plan is compiled at XLA's optimization level O1, which takes a third of the time and gave 1.7 % less memory for
+Llama-3-8B; what is saved for a pod is compiled as the pod would.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -13,7 +17,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as LocalPath
 from typing import Any
 
@@ -166,7 +170,8 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
         # Where the compiler writes down what it made is no part of the key under which a pod finds the step again.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_train"}
         try:
-            memory, done = _memory(lowered.compile(compiler_options=options), pod), True
+            with optimization("UNKNOWN" if save else PLANNED):
+                memory, done = _memory(lowered.compile(compiler_options=options), pod), True
         except Exception as error:  # XLA's errors have no type of their own
             memory, done = _memory_of_failure(error, job, pod), False
         seconds = time.perf_counter() - start
@@ -201,7 +206,19 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
         "assumptions": list(ASSUMPTIONS),
         "unknown_loops": program.unknown_loops,
         "compile_seconds": seconds,
+        "optimization": "default" if save else PLANNED,
     }
+
+
+@contextlib.contextmanager
+def optimization(level: str) -> Iterator[None]:
+    """XLA's optimization level in a block: "O0" to "O3", or "UNKNOWN" for its default."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
 
 
 def _save(job: Job, folder: Path) -> None:
@@ -216,6 +233,7 @@ def _save(job: Job, folder: Path) -> None:
     (folder / "step.jax_export").write_bytes(bytes(exported.serialize()))
 
 
+PLANNED = "O1"  # optimization level of plans
 ASSUMPTIONS = (
     "every kernel at the chip's peak FLOP/s or its memory's full bandwidth, one after another",
     "collectives entirely beside them, at the full speed of the links of the dimensions they use",

@@ -30,7 +30,7 @@ def pod_table(result: dict[str, Any]) -> str:
         *(f"  assumes {text}" for text in result.get("assumptions", [])),
     ]
     if "compile_seconds" in result:
-        lines.append(f"lowered and compiled in {result['compile_seconds']:.0f} s")
+        lines.append(f"lowered and compiled in {result['compile_seconds']:.0f} s, XLA's level {result['optimization']}")
     if result.get("changes"):
         lines += ["", "cheapest changes that would fit (by formula):"]
         lines += [
