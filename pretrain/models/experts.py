@@ -121,9 +121,12 @@ class Mixture(nnx.Module):
         slot_BLKEC = jax.nn.one_hot(place_BLKE, capacity, dtype=dtype) * kept_BLKE[..., None].astype(dtype)
         dispatch_BLEC = jnp.sum(slot_BLKEC, axis=2)
         combine_BLEC = jnp.einsum("blkec,blk->blec", slot_BLKEC, weights_BLK.astype(dtype))
-        x_EBCD = constrain(jnp.einsum("blec,bld->ebcd", dispatch_BLEC, x_BLD), "experts", "batch", None, None)
+        # Chosen where the rows are, then exchanged: in one step, XLA would gather all rows on every device.
+        x_EBCD = constrain(jnp.einsum("blec,bld->ebcd", dispatch_BLEC, x_BLD), None, "batch", None, None)
+        x_EBCD = constrain(x_EBCD, "experts", "batch", None, None)
         product = lambda x, kernel: jnp.einsum("ebci,eij->ebcj", x, kernel)  # noqa: E731
-        y_EBCD = self._mlp(self._kernels(dtype), x_EBCD, product)
+        y_EBCD = constrain(self._mlp(self._kernels(dtype), x_EBCD, product), "experts", "batch", None, None)
+        y_EBCD = constrain(y_EBCD, None, "batch", None, None)
         y_BLD = jnp.einsum("blec,ebcd->bld", combine_BLEC, y_EBCD)
         return y_BLD, jnp.sum(sent_BLKE - kept_BLKE).astype(jnp.float32)
 

@@ -66,7 +66,7 @@ def _add_up(saved, grad_BLD):
     if parts == 1:
         return add(jnp.zeros_like(table_VD), (tokens_BL, grad_BLD))[0], None
     cut = lambda x: jnp.moveaxis(x.reshape(batch, parts, length // parts, *x.shape[2:]), 1, 0)  # noqa: E731
-    grad_PBCD = constrain(cut(grad_BLD), None, None, None, "embed")
+    grad_PBCD = constrain(cut(grad_BLD), None, "replicas", None, "embed")
     return jax.lax.scan(add, jnp.zeros_like(table_VD), (cut(tokens_BL), grad_PBCD))[0], None
 
 

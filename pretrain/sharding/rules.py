@@ -21,6 +21,7 @@ MESH_AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
 RULES: Mapping[str, tuple[str, ...]] = {
     # batches and activations
     "batch": ("data", "fsdp", "expert"),
+    "replicas": ("data", "expert"),  # of a batch, what is left to split where the width is over fsdp
     "length": ("context",),
     "residual_length": ("context", "tensor"),  # sequence parallelism (Korthikanti et al. 2022)
     "activation_heads": ("tensor",),
