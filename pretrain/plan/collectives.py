@@ -2,7 +2,8 @@
 
 Bytes a chip sends are those of the textbook's ring algorithms (Thakur et al. 2005): for n chips and an array of S bytes
 that all of them hold or get together, S (n-1)/n for all-gather and reduce-scatter, twice that for all-reduce, S (n-1)/n
-of a chip's own S for all-to-all, S for collective-permute.
+of a chip's own S for all-to-all, S for collective-permute. What goes between slices is written as `send` and `recv`
+through the host; it counts as the collective that it does, over one chip of each slice.
 """
 
 import collections
@@ -19,7 +20,8 @@ from pretrain.plan.hlo import Instruction, Program
 KINDS = "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute"
 SCATTERED = "all-reduce-scatter"  # computations in which TPUs hide a reduce-scatter, as an all-reduce and a slice
 _OPCODES = {kind + end: kind for kind in KINDS for end in ("", "-start")}
-_COMMUNICATION = {*_OPCODES, *(kind + "-done" for kind in KINDS)}
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')  # of a `send` to a chip of another slice
+_COMMUNICATION = {*_OPCODES, *(kind + "-done" for kind in KINDS), "send", "recv", "send-done", "recv-done"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +77,18 @@ def find_collectives(program: Program, mesh: Mapping[str, int], pod: Pod) -> lis
     found: dict[tuple[str, str, int], list[float]] = collections.defaultdict(lambda: [0, 0, 0, 0])
     for name, instruction, runs in program.instructions():
         kind = _OPCODES.get(instruction.opcode)
-        if kind is None:
+        between = _BETWEEN_SLICES.search(instruction.attributes) if instruction.opcode == "send" else None
+        if kind is None and between is None:
             continue
         if kind == "all-reduce" and name.startswith(SCATTERED):
             kind = "reduce-scatter"
-        group = first_group(instruction.attributes, math.prod(mesh.values()))
         operand = sum(array.bytes for arrays in program.operands(name, instruction) for array in arrays)
         result = max(instruction.bytes - (operand if instruction.opcode.endswith("-start") else 0), 0)
+        if between is None:
+            group = first_group(instruction.attributes, math.prod(mesh.values()))
+        else:  # one chip of each slice
+            kind, group = between[1].lower().replace("_", "-"), [pod.slice_chips * n for n in range(pod.slices)]
+            kind, result = kind if kind in KINDS else "collective-permute", operand * len(group)
         if len(group) < 2:
             continue
         each = sent(kind, len(group), operand, result)

@@ -122,6 +122,27 @@ def test_what_is_sent_is_no_kernels_work(sending):
     assert times.memory_bytes == times.kernel_seconds == 0 < times.collective_seconds == times.step_seconds
 
 
+def test_what_goes_between_slices_is_the_collective_that_it_does():
+    """As libtpu 0.0.42 writes a gradient's sum over 2 slices of 4 chips: through the host, on the slow network."""
+    handler = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+    does = f'frontend_attributes={{{handler},_xla_megascale_transfer_type="ALL_REDUCE"}}, backend_config={{}}'
+    text = (
+        "ENTRY %main (x: f32[256,8,128]) -> f32[256,8,128] {\n  %x = f32[256,8,128]{2,1,0} parameter(0)\n"
+        "  %t = token[] after-all()\n"
+        f"  %s = (f32[256,8,128]{{2,1,0}}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, {does}\n"
+        f"  %r = (f32[256,8,128]{{2,1,0}}, u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true, {does}\n"
+        "  %sd = token[] send-done(%s), channel_id=2, is_host_transfer=true\n"
+        "  %rd = (f32[256,8,128]{2,1,0}, token[]) recv-done(%r), channel_id=1, is_host_transfer=true\n"
+        "  ROOT %y = f32[256,8,128]{2,1,0} get-tuple-element(%rd), index=0\n}\n"
+    )
+    pod, program = parse_pod("v5p:2x2x1", slices=2), Program(text)
+    (found,) = find_collectives(program, {"data": 2, "fsdp": 4}, pod)
+    size = 256 * 8 * 128 * 4
+    assert (found.kind, found.axes, found.size, found.count) == ("all-reduce", "data", 2, 1)
+    assert found.bytes == found.sent_bytes == size and found.seconds == pytest.approx(size / pod.chip.slow_links)
+    assert roofline(program, [found], pod).memory_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [("all-gather", 750), ("reduce-scatter", 75), ("all-reduce", 150), ("all-to-all", 75), ("collective-permute", 100)],
