@@ -4,7 +4,8 @@ Convolutions make 49 frames a second of the samples. Some of these are hidden be
 in which a wide convolution says where frames stand, says of each hidden frame what its code is. Codes are made of the
 frames themselves: entries of small codebooks, chosen by a softmax with Gumbel noise whose temperature falls with time.
 
-Axes: B batch · T samples · L frames · C channels · D embed · G codebooks · V entries · J joint space · W width.
+Axes: B batch · T samples · L frames · C channels · D embed · G codebooks, or groups of channels · V entries ·
+J joint space · W width · I, O channels of a group, in and out.
 """
 
 import math
@@ -76,12 +77,22 @@ class Places(nnx.Module):
         kernel_WIC = self.kernel[...].astype(jnp.float32)
         lengths_W = jnp.sqrt(jnp.sum(jnp.square(kernel_WIC), axis=(1, 2)))
         kernel_WIC = kernel_WIC * (self.lengths[...] / lengths_W)[:, None, None]
-        half = kernel_WIC.shape[0] // 2
-        y_BLD = jax.lax.conv_general_dilated(
-            x_BLD.astype(self.dtype), kernel_WIC.astype(self.dtype), (1,), [(half, half)],
-            dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=self.groups,
-        )  # fmt: skip
-        return ACTIVATIONS["gelu_erf"](y_BLD[:, : x_BLD.shape[1]] + self.bias[...].astype(self.dtype))
+        (batch, length, size), (width, inputs, _) = x_BLD.shape, kernel_WIC.shape
+        padded_BLD = jnp.pad(x_BLD.astype(self.dtype), ((0, 0), (width // 2, width - 1 - width // 2), (0, 0)))
+        x_BLGI = padded_BLD.reshape(batch, -1, self.groups, inputs)
+        kernel_WIGO = kernel_WIC.astype(self.dtype).reshape(width, inputs, self.groups, -1)
+
+        @jax.checkpoint
+        def add_tap(sum_BLGO, tap):
+            place, kernel_IGO = tap
+            part_BLGI = jax.lax.dynamic_slice_in_dim(x_BLGI, place, length, axis=1)
+            return sum_BLGO + jnp.einsum("blgi,igo->blgo", part_BLGI, kernel_IGO), None
+
+        # Tap by tap: windows of 128 frames would be 128 times as large, and XLA doubles the gradient of a convolution
+        # by groups on a mesh with tensor ways (jax 0.10.2).
+        y_BLGO = jnp.zeros((batch, length, *kernel_WIGO.shape[2:]), self.dtype)
+        y_BLGO, _ = jax.lax.scan(add_tap, y_BLGO, (jnp.arange(width), kernel_WIGO))
+        return ACTIVATIONS["gelu_erf"](y_BLGO.reshape(batch, length, size) + self.bias[...].astype(self.dtype))
 
 
 class Codes(nnx.Module):
