@@ -3,8 +3,9 @@
     python benchmarks/infilling.py DATA OUTPUT [--steps=600] [--length=64] [--seed=0] [--bytes] [--gin=BINDING ...]
 
 DATA is the folder of a run with a corpus, whose cache is made with 103 sentinels when it is not there. Three run files
-(quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of `TOKENS` tokens in rows
-of --length. All are asked for the same tokens of held-out documents, in up to `MOST` pieces each, teacher-forced:
+(quickstart, t5_quickstart, fim_quickstart) train models of one width, each for so many steps of about `TOKENS` tokens
+of text, in pieces of --length; what an objective adds to a piece comes on top of that, so all see as much text. All
+are asked for the same tokens of held-out documents, in up to `MOST` pieces each, teacher-forced:
 
 **spans** that T5's noise takes out: T5 sees the text around them, the causal model all text before them;
 **middles** between two random cuts: given prefix and suffix, in both orders of FIM, or the prefix alone.
@@ -47,7 +48,8 @@ SMALL = (
 def trained(arm: str, options: argparse.Namespace) -> Experiment:
     """The experiment of an arm, trained."""
     bindings = [*SMALL, f"Experiment.data='{options.data}'", f"TRAIN_STEPS={options.steps}", f"SEED={options.seed}"]
-    bindings += [f"BATCH_SIZE={TOKENS // options.length}", f"SEQUENCE_LENGTH={options.length}"]
+    bindings += [f"BATCH_SIZE={TOKENS // options.length}"]
+    bindings += [f"SEQUENCE_LENGTH={options.length + (ROOM if arm == 'fim' else 0)}"]
     bindings += [f"CHECKPOINT_EVERY={options.steps}", "CacheConfig.seed=0"]
     bindings += ["TokenizerConfig.kind='bytes'"] if options.bytes else []
     file, *more = ARMS[arm]
@@ -57,6 +59,11 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     workdir = f"{options.output}/{arm}-{options.seed}"
     experiment = Experiment.from_gin([f"gin_configs/runs/{file}.gin"], [*bindings, *more], workdir=workdir)
     experiment.cache()
+    length = experiment.training.sequence_length
+    if arm == "t5" and SpanCorruption().packed_length(length) != options.length:
+        fitting = [n for n in range(8, 3 * options.length, 4) if SpanCorruption().packed_length(n) == options.length]
+        raise SystemExit(f"pieces of {options.length} tokens do not fill T5's rows of {length}: give "
+                         f"--gin=t5:SEQUENCE_LENGTH=N with N one of {fitting}")  # fmt: skip
     experiment.train()
     return experiment
 
@@ -166,8 +173,7 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     """Prints the scores of one arm."""
     vocabulary, scores = experiment.task.vocabulary, Scores(Path(options.output) / f"{arm}-{options.seed}")
     spans, causal = SpanCorruption().bind(vocabulary), Causal()
-    length = spans.packed_length(options.length)  # of rows as T5 was trained on
-    texts, before = held_out(experiment, length, options.pieces)
+    texts, before = held_out(experiment, options.length, options.pieces)
     packed = packed_rows(texts, before)
     print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, "pieces": len(texts)}))
     if arm == "t5":
@@ -182,8 +188,6 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     )  # fmt: skip
     is_noise = spans_of(pieces.lengths_P, noise, counts, host_rng(options.seed, "spans"))[0].reshape(texts.shape)
     scores.add("spans, text before them", plain, is_noise)
-    texts, before = held_out(experiment, options.length - ROOM, options.pieces)
-    plain = nats(experiment, causal, causal.finish(packed_rows(texts, before), None))
     scores.add("all tokens, text before them", plain, np.ones_like(plain))
     middles(experiment, texts, before, plain, scores, options.seed, infills=arm == "fim")
     print("  bits per byte, plain:", experiment.evaluate(reuse=True)["bits_per_byte"], flush=True)
