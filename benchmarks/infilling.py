@@ -10,7 +10,7 @@ are asked for the same tokens of held-out documents, in up to `MOST` pieces each
 **spans** that T5's noise takes out: T5 sees the text around them, the causal model all text before them;
 **middles** between two random cuts: given prefix and suffix, in both orders of FIM, or the prefix alone.
 
-Prints nats per token with a 95 % interval over pieces, the bits per byte of plain causal scoring, and how far arms that
+Prints nats per token with a 95 % interval over pieces, of all tokens of a piece as well, and how far arms that
 score the same tokens are apart, piece by piece. Arms may be trained one by one: each leaves its scores in its folder.
 """
 
@@ -59,11 +59,11 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     workdir = f"{options.output}/{arm}-{options.seed}"
     experiment = Experiment.from_gin([f"gin_configs/runs/{file}.gin"], [*bindings, *more], workdir=workdir)
     experiment.cache()
-    length = experiment.training.sequence_length
-    if arm == "t5" and SpanCorruption().packed_length(length) != options.length:
-        fitting = [n for n in range(8, 3 * options.length, 4) if SpanCorruption().packed_length(n) == options.length]
-        raise SystemExit(f"pieces of {options.length} tokens do not fill T5's rows of {length}: give "
-                         f"--gin=t5:SEQUENCE_LENGTH=N with N one of {fitting}")  # fmt: skip
+    if (
+        arm == "t5"
+        and (length := SpanCorruption().packed_length(experiment.training.sequence_length)) != options.length
+    ):
+        raise SystemExit(f"T5's rows hold pieces of {length} tokens: --length={length}, or --gin=t5:SEQUENCE_LENGTH=N")
     experiment.train()
     return experiment
 
@@ -190,7 +190,6 @@ def report(arm: str, experiment: Experiment, options: argparse.Namespace) -> Non
     scores.add("spans, text before them", plain, is_noise)
     scores.add("all tokens, text before them", plain, np.ones_like(plain))
     middles(experiment, texts, before, plain, scores, options.seed, infills=arm == "fim")
-    print("  bits per byte, plain:", experiment.evaluate(reuse=True)["bits_per_byte"], flush=True)
 
 
 def middles(

@@ -48,6 +48,7 @@ from pretrain.train.state import init_state, state_shardings
 from pretrain.train.step import StepBuilder
 from pretrain.training import build_step
 
+PLANNED = "O1"  # XLA's optimization level for plans
 # What libtpu would otherwise ask the machine for, at length.
 QUIET_LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -170,7 +171,7 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
         # Where the compiler writes down what it made is no part of the key under which a pod finds the step again.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": "jit_train"}
         try:
-            with optimization("UNKNOWN" if save else PLANNED):
+            with at_level(PLANNED) if save is None else contextlib.nullcontext():
                 memory, done = _memory(lowered.compile(compiler_options=options), pod), True
         except Exception as error:  # XLA's errors have no type of their own
             memory, done = _memory_of_failure(error, job, pod), False
@@ -206,13 +207,13 @@ def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:
         "assumptions": list(ASSUMPTIONS),
         "unknown_loops": program.unknown_loops,
         "compile_seconds": seconds,
-        "optimization": "default" if save else PLANNED,
+        "optimization": PLANNED if save is None else jax.config.jax_optimization_level,
     }
 
 
 @contextlib.contextmanager
-def optimization(level: str) -> Iterator[None]:
-    """XLA's optimization level in a block: "O0" to "O3", or "UNKNOWN" for its default."""
+def at_level(level: str) -> Iterator[None]:
+    """Compiles at an optimization level of XLA in a block, "O0" to "O3"."""
     before = jax.config.jax_optimization_level
     jax.config.update("jax_optimization_level", level)
     try:
@@ -233,7 +234,6 @@ def _save(job: Job, folder: Path) -> None:
     (folder / "step.jax_export").write_bytes(bytes(exported.serialize()))
 
 
-PLANNED = "O1"  # optimization level of plans
 ASSUMPTIONS = (
     "every kernel at the chip's peak FLOP/s or its memory's full bandwidth, one after another",
     "collectives entirely beside them, at the full speed of the links of the dimensions they use",

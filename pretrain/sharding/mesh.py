@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-from pretrain.core.errors import UserError, check
+from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
 from pretrain.sharding.rules import MESH_AXES
 
@@ -64,7 +64,7 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices (or the given ones), axes as in `MESH_AXES`, ordered for the hardware's network.
 
-    With several slices of TPUs the first of data, stage and fsdp that their number divides goes across them: it is the
+    With several slices of TPUs the first of stage, data and fsdp that their number divides goes across them: it is the
     outer part of that axis, so only it uses the network between slices.
     """
     devices = list(devices) if devices is not None else jax.devices()
@@ -76,21 +76,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         try:
             return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
         except NotImplementedError:  # a size is no product of the slice's sides: one side is divided among two axes
-            return _dividing_sides(shape, devices, axis_types)
-    across = next((axis for axis in ("data", "stage", "fsdp") if ways[axis] % slices == 0), None)
-    check(across is not None, f"{slices} slices need a multiple of {slices} ways of data, stage or fsdp; got {ways}")
+            placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(placed, MESH_AXES, axis_types=axis_types)
+    across = next((axis for axis in ("stage", "data", "fsdp") if ways[axis] % slices == 0), None)
+    check(across is not None, f"{slices} slices need a multiple of {slices} ways of stage, data or fsdp; got {ways}")
     outer = [slices if axis == across else 1 for axis in MESH_AXES]
     inner = [size // factor for size, factor in zip(shape, outer, strict=True)]
     return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), MESH_AXES, axis_types=axis_types)
-
-
-def _dividing_sides(shape: tuple[int, ...], devices: Sequence[jax.Device], axis_types: tuple) -> Mesh:
-    try:
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (NotImplementedError, ValueError, AssertionError) as error:
-        ways = dict(zip(MESH_AXES, shape, strict=True))
-        raise UserError(
-            f"a mesh of {ways} does not lie in this slice of TPUs: each size must be a product of its sides, or of "
-            "parts of them"
-        ) from error
-    return Mesh(placed, MESH_AXES, axis_types=axis_types)

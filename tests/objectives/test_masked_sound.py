@@ -1,7 +1,5 @@
 """Masked sound: what is hidden, what it is told from, what is left out, and what the terms of the loss are."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,4 +120,4 @@ def test_values_are_checked(make):
 def test_the_paper_s_values():
     task = MaskedSound()
     assert (task.start_rate, task.span, task.distractors, task.temperature) == (0.065, 10, 100, 0.1)
-    assert dataclasses.astuple(task.waves)[1] == 512 and task.waves.codebooks * task.waves.entries == 640
+    assert task.waves.channels == 512 and task.waves.codebooks * task.waves.entries == 640

@@ -67,6 +67,24 @@ def test_the_three_cheapest_changes_that_would_fit():
     assert all(change["peak"] < result["hbm_bytes"]["capacity"] for change in result["changes"])
 
 
+def test_a_side_of_a_slice_may_be_divided():
+    """8 x 2 on 4 x 4: no size is a side."""
+    code, out, err = pretrain("plan", *TINY[:-1], "--topology=v6e:4x4", "--gin.MeshConfig.tensor=2", "--json")
+    assert code == 0, err[-2000:]
+    result = json.loads(out)
+    assert result["mesh"]["fsdp"] == 8 and result["mesh"]["tensor"] == 2
+
+
+@pytest.mark.parametrize("across", ["data", "stage"])
+def test_what_goes_between_slices_is_counted(across):
+    """Also where both could go across: stages do, which are outermost in the mesh."""
+    flags = [f"--gin.MeshConfig.{across}=2", *(["--gin.MeshConfig.data=2"] if across == "stage" else [])]
+    code, out, err = pretrain("plan", *TINY[:-1], "--topology=v5p:2x2x1", "--slices=2", *flags, "--json")
+    assert code == 0, err[-2000:]
+    result = json.loads(out)
+    assert across in {each["axes"] for each in result["collectives"] if each["size"] == 2}, result["collectives"]
+
+
 def test_saved_plans_are_a_compilation_cache(tmp_path):
     code, _, err = pretrain("plan", *TINY, f"--save={tmp_path}")
     assert code == 0, err[-2000:]
