@@ -25,6 +25,8 @@ PULSE = 2.0  # seconds between signs of life
 SILENCE = 20.0  # seconds without one after which a process is dead
 DOUBT = 6.0  # the same once this process has lost a connection, which is how a neighbour's death first shows
 EXIT_OTHER_FAILED = 75  # this process was well: another one failed, or could not be met (EX_TEMPFAIL of sysexits.h)
+# jax's own sign of life comes every half of this, and it aborts whoever is left, without a cause: after we have ended.
+_JAX_PATIENCE = int(6 * SILENCE)
 _LOOKS = 5  # at threads, one every `PULSE` seconds, after which one that has not begun never will
 _FOREVER = 2**31 - 1  # milliseconds, 24 days: as long as a stage may take
 _LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Socket closed", "Connection")  # what a broken connection says
@@ -140,7 +142,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     patience = int(os.environ.get("PRETRAIN_JOIN_SECONDS", "300"))
     try:
         jax.distributed.initialize(
-            coordinator, count, index, initialization_timeout=patience, heartbeat_timeout_seconds=int(2 * SILENCE),
+            coordinator, count, index, initialization_timeout=patience, heartbeat_timeout_seconds=_JAX_PATIENCE,
             shutdown_timeout_seconds=60,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:

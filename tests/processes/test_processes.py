@@ -44,7 +44,7 @@ def test_one_ends_all_with_its_cause(tmp_path, what, first, last, message):
     started = time.monotonic()
     (code, error), (code_last, error_last) = ends(start([MEMBER, tmp_path, what]))
     assert (code, code_last) == (first, last), error + error_last
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 60, error
     assert message in last_lines(error)[0]
     assert "Traceback" not in error  # the broken connection that it led to is not shown as the cause
     if what == "user_error":
@@ -62,7 +62,7 @@ def test_a_stopped_process_ends_the_others(tmp_path):
     [(code, error)] = ends([first])
     last.kill()
     last.communicate()
-    assert code == 75 and time.monotonic() - started < 60
+    assert code == 75 and time.monotonic() - started < 60, error
     assert "process 1 was killed, stopped or cut off: no sign of life for 20 s" in error
 
 
@@ -82,7 +82,7 @@ def test_two_processes_killed_and_resumed_equal_one(tiny_cache, tmp_path):
     killed = time.monotonic()
     pair[1].kill()
     (code, error), _ = ends(pair)
-    assert code == 75 and time.monotonic() - killed < 60
+    assert code == 75 and time.monotonic() - killed < 60, error
     assert "process 1 was killed" in last_lines(error)[0]
     for code, error in ends(start(command)):
         assert code == 0, error
