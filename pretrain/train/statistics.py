@@ -139,7 +139,7 @@ def _norms(model: FunctionalModel, squares: dict[str, np.ndarray]) -> dict[str, 
     named, start = {}, 0
     axes = named_leaves(model.logical_axes(), is_leaf=lambda node: isinstance(node, tuple))
     for name, shape in named_leaves(model.shapes).items():
-        layers = shape.shape[0] if axes[name][0] == "layers" else None
+        layers = shape.shape[0] if axes[name][:1] == ("layers",) else None  # a scalar has no axis
         span = slice(start, start + (layers or 1))
         start = span.stop
         norms = {kind: np.sqrt(np.asarray(values, float)[span]) for kind, values in squares.items()}

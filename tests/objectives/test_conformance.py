@@ -23,8 +23,12 @@ from conformance import (
 
 from pretrain.core.rng import host_rng
 from pretrain.core.trees import named_leaves
+from pretrain.optim.optimizers import Optimizer, build_optimizer
+from pretrain.optim.schedules import Schedule
 from pretrain.sharding.rules import RULES
-from pretrain.train.step import combine
+from pretrain.train.state import TrainState
+from pretrain.train.statistics import probe, readable
+from pretrain.train.step import StepBuilder, combine
 
 CASES = cases()
 
@@ -173,3 +177,20 @@ def test_one_device_is_eight_devices(eight_devices):
     for name, entry in report.items():
         assert entry["devices"] == 8, name
         assert entry["loss"] < 2e-6 and entry["gradients"] < 2e-5, (name, entry)
+
+
+def test_statistics_of_a_step_can_be_read(objective):
+    """Names for every parameter, of whatever shape, and a loss of each row's source."""
+    model, arrays = model_of(objective), batch(objective)
+    optimizer, rate = build_optimizer(Optimizer(), Schedule(), 10, model.logical_axes())
+    measuring = StepBuilder(model, objective, optimizer, rate, measures=True)
+
+    def step(params, arrays):
+        state = TrainState(jnp.int32(3), params, optimizer.init(params), jax.random.key_data(jax.random.key(0)))
+        return {**measuring.train(state, arrays)[1], **probe(measuring, state, arrays)}
+
+    values = jax.tree.map(lambda each: np.ones(each.shape), jax.eval_shape(step, params_of(objective), arrays))
+    rows = len(values.get("row_losses", ()))
+    named = readable(model, values, ["books"] * rows)
+    assert len([name for name in named if name.startswith("grad_norm/")]) >= 2
+    assert ("loss_of_source/books" in named) == (rows > 0)
