@@ -197,16 +197,19 @@ WORKERS = {"ours": our_worker, "torch": torch_worker}
 
 
 class Worker:
-    """A side of the comparison in a process of its own."""
+    """A side of a comparison in a process of its own.
 
-    def __init__(self, name: str, python: str, family: str):
+    Args:
+        name: of the side, for messages.
+        command: starts it; it answers "KIND N" lines of its stdin as `serve` does.
+    """
+
+    def __init__(self, name: str, command: list[str]):
         self.name = name
-        command = [python, __file__, "--worker", name, "--family", family]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                                         env=None)  # fmt: skip
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.parameters = self._answer()["parameters"]
 
-    def run(self, kind: str, steps: int) -> float:
+    def run(self, kind: str, steps: int | str) -> float:
         """Seconds of `steps` steps of a kind."""
         print(kind, steps, file=self._process.stdin, flush=True)
         return self._answer()["seconds"]
@@ -238,10 +241,11 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
         WORKERS[arguments.worker](arguments.family)
         return
-    workers = {"step": Worker("ours", sys.executable, arguments.family)}
+    given = [__file__, "--family", arguments.family, "--worker"]
+    workers = {"step": Worker("ours", [sys.executable, *given, "ours"])}
     workers["loop"] = workers["step"]
     if arguments.peer_python:
-        workers["torch"] = Worker("torch", arguments.peer_python, arguments.family)
+        workers["torch"] = Worker("torch", [arguments.peer_python, *given, "torch"])
     family, seconds = arguments.family, {kind: [] for kind in workers}
     for number in range(arguments.rounds):
         for kind in sorted(workers, reverse=number % 2 == 1):

@@ -107,7 +107,7 @@ class Assembler:
         weights = getattr(objective, "source_weights", None)  # the last one is of rows past the end
         self._weights = np.array([*(weights.get(source, 1) for source in sources), 1], np.float32) if weights else None
         self._bos, self._vocab_size, self._seed = bos_id, vocab_size, seed
-        self._identity = getattr(type(objective).prepare, "identity", False)
+        self._identity = getattr(objective.prepare, "identity", False)
         self._long = Recent(LONG_RECORDS, len)
         self._columns = {feature.name: column for column, feature in enumerate(self._table)}
 

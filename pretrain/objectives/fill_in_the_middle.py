@@ -30,11 +30,13 @@ class FillInTheMiddle(Causal):
         rate: part of the documents that is rearranged.
         spm_rate: part of these in the order suffix, prefix, middle.
         longest_middle: tokens; middles have 1 to so many, all lengths alike, anywhere in the text. None: any two cuts.
+        middle_weight: in the loss, of a middle's tokens and of the end behind it; all others have 1.
     """
 
     rate: float = 0.5
     spm_rate: float = 0.5
     longest_middle: int | None = None
+    middle_weight: float = 1.0
 
     sentinels = 3
     random_finish = True
@@ -45,6 +47,7 @@ class FillInTheMiddle(Causal):
             check(0 <= getattr(self, name) <= 1, f"FillInTheMiddle.{name} must be in [0, 1], got {getattr(self, name)}")
         longest = self.longest_middle
         check(longest is None or longest >= 1, f"FillInTheMiddle.longest_middle must be None or >= 1, got {longest}")
+        check(self.middle_weight > 0, f"FillInTheMiddle.middle_weight must be > 0, got {self.middle_weight}")
 
     def prepare(self, record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Leaves room for sentinels after each piece; `finish` fills it, or takes it away."""
@@ -61,7 +64,8 @@ class FillInTheMiddle(Causal):
         filled_P = pieces.lengths_P - ROOM
         text_T = within(pieces.lengths_P) < np.repeat(filled_P, pieces.lengths_P)
         text = Pieces(pieces.tokens_T[text_T], filled_P, *pieces[2:])
-        rows = put_together(self.rearranged(text, rng), shape)
+        changed, weights_T = self.rearranged(text, rng)
+        rows = put_together(changed, shape)
         starts_BL = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
         rows["first_inputs"] = np.zeros(shape, np.int32)
         rows["first_inputs"][starts_BL] = packed["first_inputs"][
@@ -71,10 +75,11 @@ class FillInTheMiddle(Causal):
         batch = super().finish(rows, rng)
         marks = self.vocabulary.sentinel(np.array([PREFIX, SUFFIX, MIDDLE]))
         batch["loss_weights"] *= ~np.isin(batch["targets"], marks)
+        batch["loss_weights"][batch["segment_ids"] > 0] *= weights_T
         return batch
 
-    def rearranged(self, pieces: Pieces, rng: np.random.Generator) -> Pieces:
-        """Pieces of which the share `rate` is cut and marked, and ends with the end token."""
+    def rearranged(self, pieces: Pieces, rng: np.random.Generator) -> tuple[Pieces, np.ndarray]:
+        """Pieces of which the share `rate` is cut and marked, and ends with the end token; weights of their tokens."""
         count, eos = len(pieces.lengths_P), self.vocabulary.eos_id
         draws_P4 = rng.random((count, 4))
         is_cut_P, is_spm_P = draws_P4[:, 0] < self.rate, draws_P4[:, 1] < self.spm_rate
@@ -111,7 +116,8 @@ class FillInTheMiddle(Causal):
             (eos, lengths_P - 1),
         ):
             tokens_T[(starts_P + where_P)[is_cut_P]] = token
-        return Pieces(tokens_T, lengths_P, *pieces[2:])
+        weights_T = np.where(each(is_cut_P) & (part_T == 2), self.middle_weight, 1.0).astype(np.float32)
+        return Pieces(tokens_T, lengths_P, *pieces[2:]), weights_T
 
     def _cuts(self, lengths_P: np.ndarray, draws_P2: np.ndarray) -> np.ndarray:
         """Where the middle of each text begins and ends, int64 [pieces, 2], by two draws from [0, 1)."""

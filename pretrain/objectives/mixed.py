@@ -62,9 +62,10 @@ class Mixed(Objective):
             alike = _pass(each) == _pass(first) and each.model_needs == first.model_needs
             check(alike, f"Mixed: {name} needs another model or forward pass than {type(first).__name__}")
             check(each.features == first.features, f"Mixed: {name} reads {each.features}, not {first.features}")
+            kinds = [(kind.prepare, kind.prepared_length) for kind in (type(each), type(first))]
             check(
-                getattr(type(each).prepare, "identity", False),
-                f"Mixed: {name} changes records before they are packed, which a mixture cannot",
+                kinds[0] == kinds[1],
+                f"Mixed: {name} changes records before they are packed otherwise than {type(first).__name__}",
             )
 
     reads_steps = True  # the loader says which step each row is for
@@ -102,6 +103,13 @@ class Mixed(Objective):
         at, shares = zip(*(self.schedule or ((0, constant),)), strict=True)
         table = np.array([np.array(each, float) / sum(each) for each in shares])
         return np.stack([np.interp(steps_R, at, column) for column in table.T], axis=1)
+
+    @property
+    def prepare(self):
+        return self.objectives[0].prepare
+
+    def prepared_length(self, lengths: np.ndarray) -> np.ndarray:
+        return self.objectives[0].prepared_length(lengths)
 
     def packed_length(self, length: int) -> int:
         return min(each.packed_length(length) for each in self.objectives)

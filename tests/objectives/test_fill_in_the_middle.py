@@ -133,6 +133,25 @@ def test_middles_may_be_short():
     np.testing.assert_allclose(before.mean(), (39 - sizes.mean()) / 2, atol=0.8)
 
 
+@pytest.mark.parametrize("spm_rate", [0.0, 1.0])
+def test_middles_and_their_ends_may_weigh_more(spm_rate):
+    """Two texts of a row, and one that is left as it is in another."""
+    objective = FillInTheMiddle(rate=1.0, spm_rate=spm_rate, longest_middle=3, middle_weight=8.0).bind(VOCABULARY)
+    packed = packed_texts(objective, documents([[9, 20], [30], []], []))
+    batch = objective.finish(packed, np.random.default_rng(0))
+    plain = FillInTheMiddle(rate=1.0, spm_rate=spm_rate, longest_middle=3).bind(VOCABULARY)
+    once = plain.finish(packed, np.random.default_rng(0))["loss_weights"]
+    for row, segment in ((0, 1), (0, 2), (1, 1)):
+        here = batch["segment_ids"][row] == segment
+        weights, tokens = batch["loss_weights"][row][here], batch["targets"][row][here]
+        heavy = int((weights == 8).sum())
+        assert 2 <= heavy <= 4 and (weights[-heavy:] == 8).all() and tokens[-1] == EOS
+        np.testing.assert_array_equal(weights[:-heavy], once[row][here][:-heavy])
+    assert not batch["loss_weights"][2].any()
+    causal = FillInTheMiddle(rate=0.0, middle_weight=8.0).bind(VOCABULARY).finish(packed, np.random.default_rng(0))
+    assert set(np.unique(causal["loss_weights"])) == {0.0, 1.0}
+
+
 def test_without_a_rate_it_is_a_causal_model():
     objective = FillInTheMiddle(rate=0.0).bind(VOCABULARY)
     rows = documents([[9, 20], [30]], [])

@@ -48,6 +48,22 @@ def test_every_row_is_what_its_objective_makes_of_it():
     assert (batch["targets"][chosen == 2] == VOCABULARY.eos_id).sum(1).min() >= 2
 
 
+def test_objectives_that_change_records_alike_may_be_mixed():
+    """As fill in the middle by much of the text, then by less: the loader asks the mixture for what it asks each."""
+    first, second = FillInTheMiddle(rate=1.0), FillInTheMiddle(rate=0.0)
+    objective = mixture(objectives=(first, second), schedule=[(0, (1, 0)), (10, (0, 1))])
+    text = {"tokens": np.arange(9, dtype=np.int32)}
+    np.testing.assert_array_equal(
+        objective.prepare(text, RNG)["tokens"], first.bind(VOCABULARY).prepare(text, RNG)["tokens"]
+    )
+    assert objective.prepared_length(np.array([9])) == first.prepared_length(np.array([9]))
+    assert not getattr(objective.prepare, "identity", False) and mixture().prepare.identity
+    packed = packed_rows([[20]] * 8, 20)
+    for step, marked in ((0, True), (10, False)):
+        batch = objective.finish(packed | {"steps": np.full((8, 20), step)}, np.random.default_rng(0))
+        assert (batch["targets"] == VOCABULARY.sentinel(0)).any(1).tolist() == [marked] * 8
+
+
 def test_shares_are_drawn_and_change_with_the_step():
     objective = mixture(schedule=[(0, (1, 0, 0)), (100, (0, 1, 3)), (200, (0, 0, 1))])
     expected = {0: (1, 0, 0), 50: (0.5, 0.125, 0.375), 100: (0, 0.25, 0.75), 150: (0, 0.125, 0.875), 999: (0, 0, 1)}
