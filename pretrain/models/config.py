@@ -142,7 +142,8 @@ class TransformerConfig:
         init_scale: standard deviation of matrices; None = 1/sqrt(fan in). Output projections are divided by
             sqrt(2 * num_layers) (GPT-2, section 2.3). Where `attention_scale` is set, queries make up for it, so that
             attention begins as soft as with the usual one (T5).
-        embedding_init_scale: standard deviation of token embeddings; None = as that of matrices (T5: 1).
+        embedding_init_scale: standard deviation of token embeddings, and of learned positions and types, which are
+            added to them; None = as that of matrices (T5: 1).
         parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
             `models.parametrization`.
         base_embed_dim, base_num_layers: shape of the proxy at which the learning rate was found.

@@ -49,13 +49,12 @@ class Transformer(nnx.Module):
             "TransformerConfig.embedding_dim needs an objective with a head of its own, or tie_embeddings = False",
         )
         self.config = config
-        dtype = config.param_dtype
+        dtype, table_scale = config.param_dtype, config.embedding_init_scale or config.embedding_scale
 
-        def table(rows: int, columns: int = config.table_dim, scale: float = config.embedding_scale) -> jax.Array:
+        def table(rows: int, columns: int = config.table_dim, scale: float = table_scale) -> jax.Array:
             return scale * jax.random.normal(rngs.params(), (rows, columns), dtype)
 
-        words = table(config.vocab_size, scale=config.embedding_init_scale or config.embedding_scale)
-        self.embedding = param(words, ("vocab", "embed"))
+        self.embedding = param(table(config.vocab_size), ("vocab", "embed"))
         learned = config.positions == "learned"
         self.position_embedding = param(table(config.max_length), (None, "embed")) if learned else None
         self.type_embedding = param(table(config.token_types), (None, "embed")) if config.token_types else None
@@ -68,7 +67,7 @@ class Transformer(nnx.Module):
         rows = config.vocab_size
         columns = config.table_dim if "masked" in heads else config.embed_dim  # of what the logits are made from
         untied = not config.tie_embeddings
-        self.unembedding = param(table(rows, columns).T, ("embed", "vocab")) if untied else None
+        self.unembedding = param(table(rows, columns, config.embedding_scale).T, ("embed", "vocab")) if untied else None
         shapes = (config.table_dim,), (config.embed_dim,)
         projected = config.table_dim != config.embed_dim
         self.embedding_projection = Projection(*shapes, (None, "embed"), config, rngs=rngs) if projected else None

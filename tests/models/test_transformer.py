@@ -285,6 +285,15 @@ def test_initial_scales_of_t5():
     np.testing.assert_allclose(drawn["decoder/blocks/attention/key/kernel"].std(), 64**-0.5, rtol=0.03)
 
 
+def test_what_is_added_to_embeddings_begins_as_small():
+    """Positions of another size would drown the words, or drown in them."""
+    config = dataclasses.replace(CONFIG, positions="learned", token_types=2, max_length=160, embedding_init_scale=0.02)
+    drawn = named_leaves(jax.jit(model(config).init)(jax.random.key(0)))
+    for name in ("embedding", "position_embedding"):
+        np.testing.assert_allclose(drawn[name].std(), 0.02, rtol=0.05)
+    np.testing.assert_allclose(drawn["type_embedding"].std(), 0.02, rtol=0.5)
+
+
 def test_every_parameter_names_its_axes():
     for changes in VARIANTS.values():
         functional = model(dataclasses.replace(CONFIG, **changes))
