@@ -59,11 +59,10 @@ def trained(arm: str, options: argparse.Namespace) -> Experiment:
     workdir = f"{options.output}/{arm}-{options.seed}"
     experiment = Experiment.from_gin([f"gin_configs/runs/{file}.gin"], [*bindings, *more], workdir=workdir)
     experiment.cache()
-    if (
-        arm == "t5"
-        and (length := SpanCorruption().packed_length(experiment.training.sequence_length)) != options.length
-    ):
-        raise SystemExit(f"T5's rows hold pieces of {length} tokens: --length={length}, or --gin=t5:SEQUENCE_LENGTH=N")
+    if arm == "t5":
+        length = SpanCorruption().packed_length(experiment.training.sequence_length)
+        if length != options.length:
+            raise SystemExit(f"T5's rows hold {length} tokens: --length={length}, or --gin=t5:SEQUENCE_LENGTH=N")
     experiment.train()
     return experiment
 
@@ -146,7 +145,7 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--length", type=int, default=64, help="tokens of a row")
+    parser.add_argument("--length", type=int, default=64, help="tokens of a piece")
     parser.add_argument("--bytes", action="store_true", help="tokens are bytes; default: 512 pieces of words")
     parser.add_argument("--pieces", type=int, default=4096)
     parser.add_argument("--arms", default="causal,t5,fim")

@@ -106,6 +106,7 @@ class Mixed(Objective):
 
     @property
     def prepare(self):
+        """That of all objectives, which change records alike; as an attribute, so that its `identity` is seen."""
         return self.objectives[0].prepare
 
     def prepared_length(self, lengths: np.ndarray) -> np.ndarray:

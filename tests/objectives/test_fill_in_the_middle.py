@@ -135,7 +135,7 @@ def test_middles_may_be_short():
 
 @pytest.mark.parametrize("spm_rate", [0.0, 1.0])
 def test_middles_and_their_ends_may_weigh_more(spm_rate):
-    """Two texts of a row, and one that is left as it is in another."""
+    """In rows of two texts, of one and of none."""
     objective = FillInTheMiddle(rate=1.0, spm_rate=spm_rate, longest_middle=3, middle_weight=8.0).bind(VOCABULARY)
     packed = packed_texts(objective, documents([[9, 20], [30], []], []))
     batch = objective.finish(packed, np.random.default_rng(0))
