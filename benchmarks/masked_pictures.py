@@ -25,11 +25,11 @@ from pretrain.experiment import Experiment
 SPLITS = "train", "validation"
 
 
-def trained(objective: str, seed: int, workdir: Path, bindings: list[str]) -> Experiment:
-    """A finished run, on the corpus and cache that all of them share."""
+def trained(run: str, seed: int, workdir: Path, bindings: list[str]) -> Experiment:
+    """A finished run of gin_configs/runs/RUN.gin, on the corpus and cache that all runs of a workdir share."""
     shared = [f"Experiment.data='{workdir / 'data'}'", "CacheConfig.seed=0", f"SEED={seed}"]
-    file = f"gin_configs/runs/digits_{objective}.gin"
-    experiment = Experiment.from_gin([file], [*shared, *bindings], workdir=str(workdir / f"{objective}_{seed}"))
+    file = f"gin_configs/runs/{run}.gin"
+    experiment = Experiment.from_gin([file], [*shared, *bindings], workdir=str(workdir / f"{run}_{seed}"))
     experiment.curate()
     experiment.cache()
     experiment.train()
@@ -46,15 +46,20 @@ def digits(data: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (images, labels[:, 0]) for split, (images, labels) in found.items()}
 
 
-def features(experiment: Experiment, params: dict, images: np.ndarray) -> np.ndarray:
-    """What the encoder makes of whole pictures, or the copy that follows it where there is one: float32 [n, embed]."""
+def features(experiment: Experiment, params: dict, pictures: np.ndarray) -> np.ndarray:
+    """What the encoder makes of whole pictures or films, or the copy that follows it where there is one.
 
-    def encode(params, images):
+    Returns:
+        float32 [n, embed].
+    """
+    name = "images" if pictures.ndim == 4 else "frames"
+
+    def encode(params, pictures):
         module = experiment.model.module(params)
         encoder = getattr(module, "target", module.encoder)
-        return encoder(encoder.patches({"images": images}))
+        return encoder(encoder.patches({name: pictures}))
 
-    return np.asarray(jax.jit(encode)(params, images), np.float32)
+    return np.asarray(jax.jit(encode)(params, pictures), np.float32)
 
 
 def accuracies(of: dict[str, np.ndarray], labels: dict[str, np.ndarray], counts: list[int]) -> dict[str, float]:
@@ -79,7 +84,7 @@ def main() -> None:
     result = {}
     for objective in arguments.objectives.split(","):
         for seed in map(int, arguments.seeds.split(",")):
-            experiment = trained(objective, seed, workdir, arguments.gin)
+            experiment = trained(f"digits_{objective}", seed, workdir, arguments.gin)
             data = digits(workdir / "data")
             labels = {split: labels for split, (_, labels) in data.items()}
             probe = lambda of: accuracies({s: of(x) for s, (x, _) in data.items()}, labels, counts)  # noqa: E731, B023

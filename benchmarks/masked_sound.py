@@ -16,6 +16,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+from masked_pictures import trained
 
 from pretrain.core.rng import device_key, host_rng
 from pretrain.core.sound import Waves, decode, padded
@@ -29,17 +30,6 @@ from pretrain.models.vision import mean_of
 
 TRAIN, TEST = 500, 500  # recordings of one word
 MELS, ROWS = 80, 50
-
-
-def trained(seed: int, given: str, workdir: Path, bindings: list[str]) -> Experiment:
-    """A finished run, on the corpus and cache that all of them share."""
-    shared = [f"Experiment.data='{workdir / 'data'}'", "CacheConfig.seed=0", f"SEED={seed}", f"INPUT='{given}'"]
-    files = ["gin_configs/runs/tones_masked.gin"]
-    experiment = Experiment.from_gin(files, [*shared, *bindings], workdir=str(workdir / f"seed_{seed}"))
-    experiment.curate()
-    experiment.cache()
-    experiment.train()
-    return experiment
 
 
 def spoken(given: str, waves: Waves) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -112,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workdir, result = Path(arguments.workdir), {}
     for seed in map(int, arguments.seeds.split(",")):
-        experiment = trained(seed, arguments.input, workdir, arguments.gin)
+        experiment = trained("tones_masked", seed, workdir, [f"INPUT='{arguments.input}'", *arguments.gin])
         recordings = spoken(arguments.input, experiment.objective.waves)
         words = {split: found[2] for split, found in recordings.items()}
         step, params = experiment.checkpoint()

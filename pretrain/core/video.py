@@ -5,6 +5,7 @@ Z digits of a code · L patches of a film · K chosen ones.
 """
 
 import dataclasses
+import math
 
 import gin
 import jax
@@ -25,6 +26,8 @@ class VideoShape:
         patch: side of a square patch, in pixels.
         state_dim: numbers of proprioception at each step; 0 for none.
         action_dim: numbers of an action; 0 for a video without actions.
+        state_is_place: the first two numbers of a state are where the robot is in the frame, x and y: `lowest` at the
+            left and upper edge, `highest` at the right and lower one. Every patch is then told how far off it is.
         levels: of the digits of a patch's code, e.g. (5, 5, 5, 5), where models see and predict codes; () for pixels.
         lowest, highest: what states and actions range over; the models see them as -1 and 1.
     """
@@ -35,6 +38,7 @@ class VideoShape:
     patch: int = 12
     state_dim: int = 2
     action_dim: int = 2
+    state_is_place: bool = False
     levels: tuple[int, ...] = ()
     lowest: float = 0.0
     highest: float = 512.0
@@ -49,13 +53,22 @@ class VideoShape:
             self.height % self.patch == 0 and self.width % self.patch == 0,
             f"VideoShape: {self.height} x {self.width} pixels cannot be cut into patches of {self.patch}",
         )
+        check(
+            self.state_dim >= 2 or not self.state_is_place,
+            f"VideoShape.state_is_place needs two numbers of a place; state_dim is {self.state_dim}",
+        )
         check(min(self.levels, default=2) >= 2, f"VideoShape.levels must be 2 or more each, got {self.levels}")
         check(self.lowest < self.highest, f"VideoShape: lowest ({self.lowest}) must be below highest ({self.highest})")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
     def patches(self) -> int:
         """Patches of a frame."""
-        return (self.height // self.patch) * (self.width // self.patch)
+        return math.prod(self.grid)
 
     @property
     def patch_values(self) -> int:
@@ -100,7 +113,7 @@ def to_patches(frames: jax.Array, patch: int) -> jax.Array:
 def from_patches(patches: jax.Array, shape: VideoShape) -> jax.Array:
     """The inverse of `to_patches`; what lies beyond black and white is cut off."""
     *batch, _, _ = patches.shape
-    p, rows, columns = shape.patch, shape.height // shape.patch, shape.width // shape.patch
+    p, (rows, columns) = shape.patch, shape.grid
     x = patches.reshape(*batch, rows, columns, p, p, shape.channels)
     x = jnp.moveaxis(x, -3, -4).reshape(*batch, shape.height, shape.width, shape.channels)
     return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)

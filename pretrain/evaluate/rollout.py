@@ -49,12 +49,12 @@ def rollout(
     def ahead(window: tuple, action_BA: jax.Array | None) -> tuple[tuple, tuple]:
         seen_BTNZ, states_BTS = window
         actions = None if action_BA is None else video.normalized(action_BA)[:, None]
-        future_B1MD = module.imagine(module.encode(seen_BTNZ, states_BTS, known_BT)[:, -1:], actions)
-        next_BNZ = _taken(video, seen_BTNZ[:, -1], module.next_patches(future_B1MD)[:, 0])
+        future = module.imagine(module.encode(seen_BTNZ, states_BTS, known_BT).last(), actions)
+        next_BNZ = _taken(video, seen_BTNZ[:, -1], module.next_patches(future)[:, 0])
         seen_BTNZ = jnp.concatenate([seen_BTNZ[:, 1:], next_BNZ[:, None]], axis=1)
         state_BS = None
         if states_BTS is not None:
-            state_BS = states_BTS[:, -1] + module.next_state(future_B1MD)[:, 0]
+            state_BS = states_BTS[:, -1] + future.change_BTS[:, 0]
             states_BTS = jnp.concatenate([states_BTS[:, 1:], state_BS[:, None]], axis=1)
         return (seen_BTNZ, states_BTS), (next_BNZ, state_BS)
 
@@ -86,7 +86,7 @@ def act(
     seen_BTNZ = to_patches(frames_BTHWC, video.patch)
     seen_BTNZ = seen_BTNZ if module.codes is None else module.codes.digits(seen_BTNZ)
     states = None if states_BTS is None else video.normalized(states_BTS)
-    return video.restored(module.policy(module.encode(seen_BTNZ, states, segment_ids_BT))[:, -1])
+    return video.restored(module.policy(module.encode(seen_BTNZ, states, segment_ids_BT).last())[:, 0])
 
 
 def _taken(video: VideoShape, last_BNZ: jax.Array, predicted: jax.Array) -> jax.Array:

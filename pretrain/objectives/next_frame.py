@@ -101,13 +101,13 @@ class NextFrame(Objective):
         states_BTS, actions_BTA = (
             self.video.normalized(batch[name]) if name in batch else None for name in ("states", "actions")
         )
-        hidden_BTMD = model.encode(seen_BTNZ, states_BTS, batch["segment_ids"])
-        return Output({"past": hidden_BTMD, "future": model.imagine(hidden_BTMD, actions_BTA), **found})
+        past = model.encode(seen_BTNZ, states_BTS, batch["segment_ids"])
+        return Output({"past": past, "future": model.imagine(past, actions_BTA), **found})
 
-    def head(self, model: Any, hidden: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def head(self, model: Any, hidden: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         found = {"patches": model.next_patches(hidden["future"])}
         if self.video.state_dim:
-            found["state"] = model.next_state(hidden["future"])
+            found["state"] = hidden["future"].change_BTS
         if self.video.action_dim:
             found["action"] = model.policy(hidden["past"])
         return found | {name: hidden[name] for name in ("digits", "rebuilt") if name in hidden}

@@ -16,6 +16,7 @@ from pretrain.core.video import VideoShape, code_of, digits_of, from_patches, to
 from pretrain.evaluate.rollout import psnr, rollout, side_by_side, write_animation
 from pretrain.models.build import build_model
 from pretrain.models.codes import rounded
+from pretrain.models.world import moves
 
 VIDEO = VideoShape(8, 12, 1, patch=4, state_dim=2, action_dim=3, lowest=0.0, highest=10.0)
 CODED = dataclasses.replace(VIDEO, levels=(2, 3))
@@ -65,7 +66,7 @@ def test_rounding_gives_levels_and_lets_gradients_through():
 def encode(video=VIDEO):
     """Compiled: (patches, states, segments) -> what is known."""
     model, values = world(video)
-    return jax.jit(lambda *inputs: model.module(values).encode(*inputs))
+    return jax.jit(lambda *inputs: model.module(values).encode(*inputs).tokens_BTMD)
 
 
 def test_no_frame_sees_a_later_one_and_every_patch_sees_its_own_whole_frame():
@@ -102,7 +103,7 @@ def test_an_action_changes_its_own_future_and_no_other():
         module = model.module(values)
         past = module.encode(to_patches(frames, 4), VIDEO.normalized(states), jnp.ones((1, TIME), jnp.int32))
         future = module.imagine(past, VIDEO.normalized(actions))
-        return module.next_patches(future), module.next_state(future), module.policy(past)
+        return module.next_patches(future), future.change_BTS, module.policy(past)
 
     other = actions.copy()
     other[:, 3] += 2
@@ -111,6 +112,27 @@ def test_an_action_changes_its_own_future_and_no_other():
     assert change[3] > 1e-3 and (np.delete(change, 3) == 0).all()
     assert state.shape == (1, TIME, 2) and policy.shape == (1, TIME, 3)
     np.testing.assert_array_equal(policy, policy_2)
+
+
+def test_moves_are_changes_within_an_episode():
+    states = jnp.arange(10.0).reshape(1, 5, 2) ** 2
+    found = moves(states, jnp.array([[1, 1, 2, 2, 0]]))
+    np.testing.assert_array_equal(found, [[[0, 0], [4, 8], [0, 0], [20, 24], [0, 0]]])
+
+
+def test_patches_know_how_far_they_are_from_where_the_robot_is():
+    video = dataclasses.replace(VIDEO, state_is_place=True)  # 2 x 3 patches
+    module, values = world(video)
+    module = module.module(values)
+    states = jnp.array([[[-1 / 3, -0.5], [1 / 3, -0.5]]])  # two steps; x, y
+    away = np.asarray(jax.jit(lambda states: module._away(states, PATCHES + 1))(states))[0]
+    assert (away[:, -1] == 0).all(), "the state's own token is at no place"
+    one_right = module._away(states + jnp.array([2 / 3, 0.0]), PATCHES + 1)[0]
+    np.testing.assert_allclose(one_right[:, [1, 2, 4, 5]], away[:, [0, 1, 3, 4]], rtol=1e-4, atol=1e-5)
+    one_down = module._away(states + jnp.array([0.0, 1.0]), PATCHES + 1)[0]
+    np.testing.assert_allclose(one_down[:, 3:6], away[:, :3], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="state_is_place needs two numbers"):
+        dataclasses.replace(VIDEO, state_dim=1, state_is_place=True)
 
 
 @functools.cache

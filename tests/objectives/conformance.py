@@ -75,7 +75,9 @@ SETTINGS: dict[str, list[dict]] = {
     ],
 }
 VIDEO = VideoShape(4, 8, 1, patch=4, lowest=-2.0, highest=2.0)
-SETTINGS["NextFrame"] = [{"video": VIDEO}, {"video": dataclasses.replace(VIDEO, levels=(2, 2))}]
+SETTINGS["NextFrame"] = [
+    {"video": dataclasses.replace(VIDEO, state_is_place=True)}, {"video": dataclasses.replace(VIDEO, levels=(2, 2))}
+]  # fmt: skip
 
 
 def recorded(objective: Objective, lengths: list[list[int]]) -> Batch:

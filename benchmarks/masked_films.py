@@ -1,0 +1,64 @@
+"""Which digit moves: what a linear probe finds in features that were learned by hiding parts of films.
+
+    python benchmarks/masked_films.py --workdir=W [--seeds=0,1,2] [--labels=200,500,0] [--gin=...]
+
+Trains gin_configs/runs/moving_digits_masked.gin for each seed (on one corpus and cache) on films of two digits. A
+logistic regression then says which digit is seen in a film of a single one, from the mean of the encoder's hidden
+states, from those of an encoder that was not trained, and from the film's raw pixels; pictures of digits that the
+regression is tried on are others than it was fitted to. `--labels`: labelled films that it gets; 0 for all. Accuracies
+are printed as one JSON object. Needs the extra [digits].
+"""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+from masked_pictures import accuracies, features, trained
+
+from pretrain.core.rng import device_key, host_rng
+from pretrain.core.storage import Path, write_json
+from pretrain.curate.digits import film, load_digits
+
+TRAIN = 1_297  # pictures of digits that the regression may see; the other 500 are its test
+ROWS = 50
+
+
+def films(frames: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Films of one digit each, uint8 [n, frames, 32, 32, 1], and which it is, by split."""
+    images, labels = load_digits()
+    shown = np.stack([film(image[None], host_rng(0, "probe films", n))[:frames] for n, image in enumerate(images)])
+    return {"train": (shown[:TRAIN], labels[:TRAIN]), "validation": (shown[TRAIN:], labels[TRAIN:])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--labels", default="200,500,0")
+    parser.add_argument("--gin", action="append", default=[], help="NAME=VALUE of every run, e.g. TRAIN_STEPS=300")
+    arguments = parser.parse_args()
+    workdir, counts, result = Path(arguments.workdir), [int(each) for each in arguments.labels.split(",")], {}
+    for seed in map(int, arguments.seeds.split(",")):
+        experiment = trained("moving_digits_masked", seed, workdir, arguments.gin)
+        step, params = experiment.checkpoint()
+        fresh = jax.jit(experiment.model.init)(device_key(seed, "init"))
+        data = films(experiment.model_config().vision.frames)
+        labels = {split: found[1] for split, found in data.items()}
+
+        def probe(way) -> dict[str, float]:
+            parts = lambda x: np.concatenate([way(x[start : start + ROWS]) for start in range(0, len(x), ROWS)])  # noqa: E731
+            return accuracies({split: parts(found[0]) for split, found in data.items()}, labels, counts)  # noqa: B023
+
+        result["pixels"] = probe(lambda frames: frames.reshape(len(frames), -1) / 255)
+        result[f"seed_{seed}"] = {
+            "steps": step,
+            "learned": probe(lambda frames: features(experiment, params, frames)),  # noqa: B023
+            "random": probe(lambda frames: features(experiment, fresh, frames)),  # noqa: B023
+        }
+    write_json(workdir / "masked_films.json", result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
