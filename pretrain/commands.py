@@ -233,6 +233,28 @@ def _curate(values, bindings):
     _experiment(values, bindings).curate(output=values.output, **options)
 
 
+def _record_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("input", None, "episodes, e.g. pusht:300 or lerobot:FOLDER", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to make", flag_values=values)
+    flags.DEFINE_float("fps", 10.0, "steps a second of the episodes", lower_bound=1e-3, flag_values=values)
+
+
+def _record(values, bindings):
+    from pretrain.core import config
+    from pretrain.curate.formats import records
+    from pretrain.curate.lerobot_writer import write_recordings
+    from pretrain.curate.readers import Fields
+
+    for name in ("input", "output"):
+        check(getattr(values, name) is not None, f"--{name} is missing; see pretrain record --help")
+    config.load([], bindings)
+    unread = []
+    written = write_recordings(values.output, records(values.input, Fields(), unread), fps=values.fps)
+    for item in unread:
+        print(f"record: left out {item.origin}: {item.problem}", file=sys.stderr)
+    print(json.dumps({**written, "left_out": len(unread), "output": values.output}))
+
+
 def _load_recipe(values, bindings) -> bool:
     """Configures curation alone, without waiting for jax; False where the gin files are about more, or are wrong."""
     from pretrain.core import config
@@ -317,6 +339,7 @@ PIPELINE = {
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
                         all_of(common_flags, _checkpoint_flag), _evaluate),
     "generate": Command("samples from the trained model", all_of(common_flags, _generate_flags), _generate),
+    "record": Command("robot episodes in LeRobot's layout, for other programs", _record_flags, _record),
     "words": Command("word vectors: nearest words, analogies, judgements, word2vec's files",
                      all_of(common_flags, _checkpoint_flag, _words_flags), _words),
     "report": Command("one self-contained report.html", common_flags, _report),

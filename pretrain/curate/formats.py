@@ -9,6 +9,7 @@ An input is a path, a glob or a folder, whose files are read by their extension,
     tfds:NAME:SPLIT        a prepared TensorFlow data set (`registered.py`)
     seqio:TASK:SPLIT       the source of a registered seqio task or mixture
     pusht:EPISODES         episodes of a simulated robot, made as they are read (`pusht.py`)
+    lerobot:FOLDER         robots' recordings in LeRobot's layout (`lerobot.py`)
     audio:PATH             folders of WAV files, with transcripts (`recordings.py`)
     tones:RECORDINGS       made-up words of gliding tones, no speech (`spoken.py`)
     espeak:RECORDINGS      spoken numbers by espeak-ng, where it is installed (`spoken.py`)
@@ -24,6 +25,7 @@ from pretrain.curate import (
     books,
     digits,
     glyphs,
+    lerobot,
     pusht,
     python_library,
     readers,
@@ -59,6 +61,7 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     registered.SEQIO: registered.read_split,
     pusht.FORMAT: pusht.read_episodes,
     digits.FORMAT: digits.read_part,
+    lerobot.FORMAT: lerobot.read_episodes,
     PYTHON: lambda file, fields: python_library.read_module(file),
     glyphs.FORMAT: lambda file, fields: glyphs.read_face(file),
     webdataset.FORMAT: webdataset.read_shard,
@@ -105,6 +108,8 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
         return pusht.find_episodes(pattern, source), Counter()
     if format_ in (spoken.TONES, spoken.ESPEAK):
         return spoken.find_parts(format_, pattern, source), Counter()
+    if format_ == lerobot.FORMAT:
+        return lerobot.find_recordings(pattern, source)
     if format_ == recordings.FORMAT:
         return recordings.find_recordings(pattern, source)
     if format_ == source_code.FORMAT:
@@ -124,3 +129,22 @@ def read_file(file: InputFile, fields: Fields) -> Items:
         return
     if is_empty and file.format != PYTHON and file.end is None:
         yield Unreadable(file.path, "no records: the file is empty")
+
+
+def records(given: str, fields: Fields, unread: list[Unreadable]) -> Iterator[Record]:
+    """Every document of an input, one after the other; what none could be made of is put into `unread`.
+
+    Args:
+        given, fields: as `find_inputs` and `read_file` take them.
+        unread: filled as the documents are read.
+
+    Raises:
+        UserError: nothing is there to read, or no reader for it.
+    """
+    files, _ = find_inputs(given, "input")
+    for file in files:
+        for item in read_file(file, fields):
+            if isinstance(item, Unreadable):
+                unread.append(item)
+            else:
+                yield item
