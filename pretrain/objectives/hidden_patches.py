@@ -2,8 +2,7 @@
 
 As many are hidden of every picture, so arrays have one shape. They are hidden at random (MAE, He et al. 2021) or in
 blocks (BEiT, Bao et al. 2021; I-JEPA, Assran et al. 2023); of films at the same places at all times (VideoMAE, Tong et
-al. 2022; V-JEPA, Bardes et al. 2024), so that they cannot be looked up a moment before, or at each time at others
-(Feichtenhofer et al. 2022, arXiv:2205.09113).
+al. 2022; V-JEPA, Bardes et al. 2024), or they could be looked up a moment before.
 """
 
 import dataclasses
@@ -33,13 +32,11 @@ class HiddenPatches(Examples):
         pictures: `@Pictures()` of one size, or `@Films()`.
         ratio: share of the patches that is hidden.
         blocks: in blocks rather than at random.
-        tubes: of films the same places at all times; False: at each time other ones.
     """
 
     pictures: Pictures | Films = dataclasses.field(default_factory=Pictures)
     ratio: float = 0.75
     blocks: bool = False
-    tubes: bool = True
 
     def __post_init__(self):
         check_fields(self)
@@ -77,11 +74,9 @@ class HiddenPatches(Examples):
         view = self.pictures.view(record[self.pictures.feature], rng)
         times, rows, columns = self.pictures.grid
         draw = hidden_blocks if self.blocks else hidden_at_random
-        hidden = [
-            draw(rows, columns, rows * columns - self.seen_places, rng) for _ in range(1 if self.tubes else times)
-        ]
-        is_hidden = np.tile(np.concatenate(hidden), times // len(hidden))
-        return view | {"seen": np.flatnonzero(~is_hidden), "hidden": np.flatnonzero(is_hidden)}
+        is_hidden = draw(rows, columns, rows * columns - self.seen_places, rng)
+        at_all_times = np.tile(is_hidden, times)
+        return view | {"seen": np.flatnonzero(~at_all_times), "hidden": np.flatnonzero(at_all_times)}
 
     def head(self, model: Any, hidden: Any, batch: dict[str, jax.Array]) -> Any:
         """What the forward pass says; there is no other head."""
