@@ -235,7 +235,7 @@ def _curate(values, bindings):
 
 def _record_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("input", None, "episodes, e.g. pusht:300 or lerobot:FOLDER", flag_values=values)
-    flags.DEFINE_string("output", None, "folder to make", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to make; default: recordings/ in --workdir", flag_values=values)
     flags.DEFINE_float("fps", 10.0, "steps a second of the episodes", lower_bound=1e-3, flag_values=values)
 
 
@@ -245,14 +245,15 @@ def _record(values, bindings):
     from pretrain.curate.lerobot_writer import write_recordings
     from pretrain.curate.readers import Fields
 
-    for name in ("input", "output"):
-        check(getattr(values, name) is not None, f"--{name} is missing; see pretrain record --help")
-    config.load([], bindings)
+    output = values.output or (values.workdir and os.path.join(values.workdir, "recordings"))
+    check(values.input is not None, "--input is missing: which episodes, e.g. --input=pusht:300")
+    check(output is not None, "--output is missing: the folder to make")
+    config.load(values.gin_file, bindings)
     unread = []
-    written = write_recordings(values.output, records(values.input, Fields(), unread), fps=values.fps)
+    written = write_recordings(output, records(values.input, Fields(), unread), fps=values.fps)
     for item in unread:
         print(f"record: left out {item.origin}: {item.problem}", file=sys.stderr)
-    print(json.dumps({**written, "left_out": len(unread), "output": values.output}))
+    print(json.dumps({**written, "left_out": len(unread), "output": output}))
 
 
 def _load_recipe(values, bindings) -> bool:
@@ -339,7 +340,8 @@ PIPELINE = {
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
                         all_of(common_flags, _checkpoint_flag), _evaluate),
     "generate": Command("samples from the trained model", all_of(common_flags, _generate_flags), _generate),
-    "record": Command("robot episodes in LeRobot's layout, for other programs", _record_flags, _record),
+    "record": Command("robot episodes in LeRobot's layout, for other programs",
+                      all_of(common_flags, _record_flags), _record),
     "words": Command("word vectors: nearest words, analogies, judgements, word2vec's files",
                      all_of(common_flags, _checkpoint_flag, _words_flags), _words),
     "report": Command("one self-contained report.html", common_flags, _report),
