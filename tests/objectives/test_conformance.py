@@ -170,13 +170,18 @@ def test_overfits_one_batch(objective):
     assert losses[-1] < max(0.02, losses[0] / 1000), losses[::20]  # ELECTRA counts its second term fifty times
 
 
+# Sines up to 32 pi of a computed state: on one device, to change all parameters by 6e-8 moves gradients by 2.8e-5.
+ROUNDING = {"NextFrame": 1e-4}
+
+
 def test_one_device_is_eight_devices(eight_devices):
     """In fp32 rounding, on two meshes; see `eight_devices.py`."""
     report = eight_devices["objectives"]
     assert report.keys() == {f"{name} on {mesh}" for name in CASES for mesh in ("fsdp", "data x fsdp x tensor")}
     for name, entry in report.items():
         assert entry["devices"] == 8, name
-        assert entry["loss"] < 2e-6 and entry["gradients"] < 2e-5, (name, entry)
+        limit = ROUNDING.get(name.partition("(")[0], 2e-5)
+        assert entry["loss"] < 2e-6 and entry["gradients"] < limit, (name, entry)
 
 
 def test_statistics_of_a_step_can_be_read(objective):
