@@ -60,12 +60,18 @@ def read_episodes(file: InputFile, fields: Fields) -> Iterator[Record | Unreadab
     for name in fields.arrays.values():
         check(name in features, f"{folder}: no feature {name!r}; there are {', '.join(features)}")
         check(
-            features[name]["dtype"] != "video",
+            features[name].get("dtype") != "video",
             f"{folder}: {name} is kept as MP4 files, which are not read; record it with use_videos=False",
         )
     tasks = _tasks(folder)
     with open_stream(file.path) as stream:
-        table = pq.read_table(stream, columns=sorted({EPISODE, TASK, *fields.arrays.values()}))
+        parquet = pq.ParquetFile(stream)
+        there = set(parquet.schema_arrow.names)
+        missing = {EPISODE, *fields.arrays.values()} - there
+        if missing:
+            yield Unreadable(file.path, f"no column {', '.join(sorted(missing))}", rule="no_column")
+            return
+        table = parquet.read(columns=sorted({EPISODE, TASK, *fields.arrays.values()} & there))
     numbers = table[EPISODE].to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     for start, end in itertools.pairwise(bounds):
@@ -88,7 +94,7 @@ def _episode(path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict
     if "actions" in arrays:
         arrays.setdefault("action_targets", arrays["actions"])
         arrays["action_weights"] = arrays.get("action_weights", np.ones(len(rows), np.float32)).reshape(len(rows))
-    task = tasks.get(rows[TASK][0].as_py(), "")
+    task = tasks.get(rows[TASK][0].as_py(), "") if TASK in rows.column_names else ""
     kept = {name: to_bytes(array) for name, array in arrays.items()}
     return Record(task, origin, group=origin, metadata=json.dumps({"episode": number, "steps": len(rows)}), arrays=kept)
 
@@ -130,10 +136,11 @@ def _tasks(folder: str) -> dict[int, str]:
     if filesystem.exists(lines):
         with fsspec.open(lines, "rb") as stream:
             found = [json.loads(line) for line in stream if line.strip()]
-        return {each[TASK]: each["task"] for each in found}
+        return {each[TASK]: str(each.get("task", "")) for each in found if TASK in each}
     if filesystem.exists(table):
         with open_stream(table) as stream:
             rows = pq.read_table(stream)
-        words = next(name for name in rows.column_names if name != TASK)  # the index that pandas wrote, or "task"
-        return dict(zip(rows[TASK].to_pylist(), rows[words].to_pylist(), strict=True))
+        words = [name for name in rows.column_names if name != TASK]  # the index that pandas wrote, or "task"
+        if words and TASK in rows.column_names:
+            return dict(zip(rows[TASK].to_pylist(), rows[words[0]].to_pylist(), strict=True))
     return {}

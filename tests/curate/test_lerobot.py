@@ -104,6 +104,18 @@ def test_a_broken_picture_or_a_changing_shape_costs_its_episode_alone(tmp_path):
     assert isinstance(third, Unreadable) and third.rule == "broken_states" and "shape" in third.problem
 
 
+def test_without_tasks_there_is_no_text_and_without_a_column_no_episode(tmp_path):
+    data_set(tmp_path / "set", "v2.1")
+    (tmp_path / "set" / "meta" / "tasks.jsonl").unlink()
+    path = tmp_path / "set" / "data" / "chunk-000" / "episode_000000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["task_index"]), path)
+    path = path.with_name("episode_000002.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(["action"]), path)
+    first, second, third = read(tmp_path / "set")
+    assert first.text == second.text == ""
+    assert isinstance(third, Unreadable) and third.rule == "no_column" and "action" in third.problem
+
+
 def test_a_damaged_file_and_a_long_episode_are_counted(tmp_path):
     data_set(tmp_path / "set", "v2.1")
     path = tmp_path / "set" / "data" / "chunk-000" / "episode_000001.parquet"
