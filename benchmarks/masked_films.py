@@ -9,19 +9,16 @@ regression is tried on are others than it was fitted to. `--labels`: labelled fi
 are printed as one JSON object. Needs the extra [digits].
 """
 
-import argparse
 import json
 
-import jax
 import numpy as np
-from masked_pictures import accuracies, features, trained
+from masked_pictures import accuracies, parser_of, pixels, probed, trained
 
-from pretrain.core.rng import device_key, host_rng
+from pretrain.core.rng import host_rng
 from pretrain.core.storage import Path, write_json
 from pretrain.curate.digits import film, load_digits
 
 TRAIN = 1_297  # pictures of digits that the regression may see; the other 500 are its test
-ROWS = 50
 
 
 def films(frames: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -32,30 +29,15 @@ def films(frames: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--labels", default="200,500,0")
-    parser.add_argument("--gin", action="append", default=[], help="NAME=VALUE of every run, e.g. TRAIN_STEPS=300")
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, labels="200,500,0").parse_args()
     workdir, counts, result = Path(arguments.workdir), [int(each) for each in arguments.labels.split(",")], {}
     for seed in map(int, arguments.seeds.split(",")):
         experiment = trained("moving_digits_masked", seed, workdir, arguments.gin)
-        step, params = experiment.checkpoint()
-        fresh = jax.jit(experiment.model.init)(device_key(seed, "init"))
         data = films(experiment.model_config().vision.frames)
         labels = {split: found[1] for split, found in data.items()}
-
-        def probe(way) -> dict[str, float]:
-            parts = lambda x: np.concatenate([way(x[start : start + ROWS]) for start in range(0, len(x), ROWS)])  # noqa: E731
-            return accuracies({split: parts(found[0]) for split, found in data.items()}, labels, counts)  # noqa: B023
-
-        result["pixels"] = probe(lambda frames: frames.reshape(len(frames), -1) / 255)
-        result[f"seed_{seed}"] = {
-            "steps": step,
-            "learned": probe(lambda frames: features(experiment, params, frames)),  # noqa: B023
-            "random": probe(lambda frames: features(experiment, fresh, frames)),  # noqa: B023
-        }
+        probe = lambda of: accuracies({s: of(x) for s, (x, _) in data.items()}, labels, counts)  # noqa: E731, B023
+        result["pixels"] = probe(pixels)
+        result[f"seed_{seed}"] = probed(experiment, seed, probe)
     write_json(workdir / "masked_films.json", result)
     print(json.dumps(result))
 

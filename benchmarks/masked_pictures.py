@@ -11,6 +11,7 @@ Needs the extra [digits].
 
 import argparse
 import json
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from pretrain.evaluate.matching import linear_probe
 from pretrain.experiment import Experiment
 
 SPLITS = "train", "validation"
+ROWS = 250  # pictures or films encoded at once
 
 
 def trained(run: str, seed: int, workdir: Path, bindings: list[str]) -> Experiment:
@@ -59,7 +61,9 @@ def features(experiment: Experiment, params: dict, pictures: np.ndarray) -> np.n
         encoder = getattr(module, "target", module.encoder)
         return encoder(encoder.patches({name: pictures}))
 
-    return np.asarray(jax.jit(encode)(params, pictures), np.float32)
+    encode = jax.jit(encode)
+    parts = [pictures[start : start + ROWS] for start in range(0, len(pictures), ROWS)]
+    return np.concatenate([encode(params, part) for part in parts])
 
 
 def accuracies(of: dict[str, np.ndarray], labels: dict[str, np.ndarray], counts: list[int]) -> dict[str, float]:
@@ -72,13 +76,35 @@ def accuracies(of: dict[str, np.ndarray], labels: dict[str, np.ndarray], counts:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def probed(experiment: Experiment, seed: int, probe: Callable) -> dict:
+    """What `probe(way)` finds in the features of a finished run, and in those before its first step."""
+    step, params = experiment.checkpoint()
+    fresh = jax.jit(experiment.model.init)(device_key(seed, "init"))
+    return {
+        "steps": step,
+        "learned": probe(lambda pictures: features(experiment, params, pictures)),
+        "random": probe(lambda pictures: features(experiment, fresh, pictures)),
+    }
+
+
+def pixels(pictures: np.ndarray) -> np.ndarray:
+    """Raw pixels side by side, from 0 to 1."""
+    return pictures.reshape(len(pictures), -1) / 255
+
+
+def parser_of(description: str, labels: str) -> argparse.ArgumentParser:
+    """The flags that benchmarks of hidden patches share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--objectives", default="masked,features")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--labels", default="0,100")
+    parser.add_argument("--labels", default=labels)
     parser.add_argument("--gin", action="append", default=[], help="NAME=VALUE of every run, e.g. TRAIN_STEPS=300")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__, labels="0,100")
+    parser.add_argument("--objectives", default="masked,features")
     arguments = parser.parse_args()
     workdir, counts = Path(arguments.workdir), [int(each) for each in arguments.labels.split(",")]
     result = {}
@@ -88,14 +114,8 @@ def main() -> None:
             data = digits(workdir / "data")
             labels = {split: labels for split, (_, labels) in data.items()}
             probe = lambda of: accuracies({s: of(x) for s, (x, _) in data.items()}, labels, counts)  # noqa: E731, B023
-            step, params = experiment.checkpoint()
-            fresh = jax.jit(experiment.model.init)(device_key(seed, "init"))
-            result["pixels"] = probe(lambda images: images.reshape(len(images), -1) / 255)
-            result[f"{objective}_{seed}"] = {
-                "steps": step,
-                "learned": probe(lambda images: features(experiment, params, images)),  # noqa: B023
-                "random": probe(lambda images: features(experiment, fresh, images)),  # noqa: B023
-            }
+            result["pixels"] = probe(pixels)
+            result[f"{objective}_{seed}"] = probed(experiment, seed, probe)
     write_json(workdir / "masked_pictures.json", result)
     print(json.dumps(result))
 

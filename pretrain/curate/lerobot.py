@@ -11,7 +11,6 @@ decoded: record with `use_videos=False`, or convert.
 Layout: https://huggingface.co/docs/lerobot (LeRobotDataset v3.0), 2025.
 """
 
-import io
 import itertools
 import json
 import os
@@ -23,10 +22,10 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from pretrain.core.arrays import to_bytes
 from pretrain.core.errors import UserError, check
+from pretrain.core.images import decode
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files, open_stream
 from pretrain.curate.readers import DAMAGE, Fields, one_line
@@ -64,6 +63,7 @@ def read_episodes(file: InputFile, fields: Fields) -> Iterator[Record | Unreadab
             f"{folder}: {name} is kept as MP4 files, which are not read; record it with use_videos=False",
         )
     tasks = _tasks(folder)
+    channels = {name: 1 if 1 in features[name].get("shape", ()) else 3 for name in fields.arrays.values()}
     with open_stream(file.path) as stream:
         parquet = pq.ParquetFile(stream)
         there = set(parquet.schema_arrow.names)
@@ -76,10 +76,12 @@ def read_episodes(file: InputFile, fields: Fields) -> Iterator[Record | Unreadab
     bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     for start, end in itertools.pairwise(bounds):
         if start < end:
-            yield _episode(file.path, int(numbers[start]), table.slice(start, end - start), fields, tasks)
+            yield _episode(file.path, int(numbers[start]), table.slice(start, end - start), fields, tasks, channels)
 
 
-def _episode(path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict[int, str]) -> Record | Unreadable:
+def _episode(
+    path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict[int, str], channels: dict[str, int]
+) -> Record | Unreadable:
     origin = f"{path}:{number}"
     size = rows.nbytes
     if size > fields.max_record_bytes:
@@ -88,8 +90,8 @@ def _episode(path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict
     arrays = {}
     for name, feature in fields.arrays.items():
         try:
-            arrays[name] = np.stack([_value(each) for each in rows[feature].to_pylist()])
-        except (ValueError, *DAMAGE, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            arrays[name] = np.stack([_value(each, channels[feature]) for each in rows[feature].to_pylist()])
+        except DAMAGE as error:  # of pictures, and of numbers in different numbers
             return Unreadable(origin, f"{feature}: {one_line(error)}", rule=f"broken_{name}")
     if "actions" in arrays:
         arrays.setdefault("action_targets", arrays["actions"])
@@ -99,7 +101,7 @@ def _episode(path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict
     return Record(task, origin, group=origin, metadata=json.dumps({"episode": number, "steps": len(rows)}), arrays=kept)
 
 
-def _value(value: Any) -> np.ndarray:
+def _value(value: Any, channels: int) -> np.ndarray:
     """A step's numbers, or its picture.
 
     Raises:
@@ -108,10 +110,7 @@ def _value(value: Any) -> np.ndarray:
     if isinstance(value, dict):  # {"bytes", "path"}, as Hugging Face's data sets keep pictures
         if not value.get("bytes"):
             raise ValueError("a picture without its bytes")
-        with Image.open(io.BytesIO(value["bytes"])) as picture:
-            return np.asarray(picture.convert("L" if picture.mode == "L" else "RGB").copy()).reshape(
-                picture.height, picture.width, -1
-            )
+        return decode(value["bytes"], channels)
     array = np.atleast_1d(np.asarray(value))  # a single number is kept as such
     if array.dtype.kind not in "biuf":
         raise ValueError("no numbers")

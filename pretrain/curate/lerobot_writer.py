@@ -8,6 +8,7 @@
 names. Layout: https://huggingface.co/docs/lerobot (LeRobotDataset v3.0), 2025.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Iterable
@@ -15,10 +16,10 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pretrain.core.arrays import from_bytes
 from pretrain.core.errors import check
+from pretrain.core.images import encode
 from pretrain.core.storage import Path, write_bytes, write_json
 from pretrain.curate.documents import Record
 
@@ -65,29 +66,30 @@ def write_recordings(folder: str, episodes: Iterable[Record], *, fps: float) -> 
     root = Path(folder)
     check(not (root.exists() and any(root.iterdir())), f"--output={folder} holds something already; name a new folder")
     features, statistics, tasks, rows, steps = {}, {}, {}, [], 0
-    writer = _Files(root)
-    for number, episode in enumerate(episodes):
-        arrays = {NAMES.get(name, name): _steps(from_bytes(value)) for name, value in (episode.arrays or {}).items()}
-        check(bool(arrays), f"{episode.origin} holds no arrays: it is no recording")
-        length = len(next(iter(arrays.values())))
-        described = {name: _feature(array) for name, array in arrays.items()}
-        features = features or described
-        check(
-            described == features and all(len(array) == length for array in arrays.values()),
-            f"{episode.origin}: its arrays are not like the first episode's, or not all equally long",
-        )
-        for name, array in arrays.items():
-            statistics.setdefault(name, Statistics()).add(array, _is_picture(array))
-        task = tasks.setdefault(episode.text, len(tasks))
-        place = writer.write(arrays, number, steps, task, fps)
-        rows.append({
-            "episode_index": number, "tasks": [episode.text], "length": length, **place,
-            "dataset_from_index": steps, "dataset_to_index": steps + length,
-            "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
-        })  # fmt: skip
-        steps += length
+    with contextlib.closing(_Files(root)) as writer:
+        for number, episode in enumerate(episodes):
+            arrays = {
+                NAMES.get(name, name): _steps(from_bytes(value)) for name, value in (episode.arrays or {}).items()
+            }
+            check(bool(arrays), f"{episode.origin} holds no arrays: it is no recording")
+            length = len(next(iter(arrays.values())))
+            described = {name: _feature(array) for name, array in arrays.items()}
+            features = features or described
+            check(
+                described == features and all(len(array) == length for array in arrays.values()),
+                f"{episode.origin}: its arrays are not like the first episode's, or not all equally long",
+            )
+            for name, array in arrays.items():
+                statistics.setdefault(name, Statistics()).add(array, _is_picture(array))
+            task = tasks.setdefault(episode.text, len(tasks))
+            place = writer.write(arrays, number, steps, task, fps)
+            rows.append({
+                "episode_index": number, "tasks": [episode.text], "length": length, **place,
+                "dataset_from_index": steps, "dataset_to_index": steps + length,
+                "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
+            })  # fmt: skip
+            steps += length
     check(bool(rows), f"no episodes: nothing was written to {folder}")
-    writer.close()
     _write_meta(root, features, statistics, tasks, rows, steps, fps)
     return {"episodes": len(rows), "steps": steps}
 
@@ -174,13 +176,7 @@ def _feature(array: np.ndarray) -> dict:
 
 def _column(array: np.ndarray) -> pa.Array:
     if _is_picture(array):
-        return pa.array([{"bytes": _png(frame), "path": None} for frame in array], PICTURE)
+        return pa.array([{"bytes": encode(frame), "path": None} for frame in array], PICTURE)
     if array.shape[1:] == (1,):
         return pa.array(array[:, 0])
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), int(np.prod(array.shape[1:])))
-
-
-def _png(frame: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -158,12 +158,10 @@ class WorldModel(nnx.Module):
         x_BTD = x_BTD + self.motion(self.motion_norm(x_BTD))
         if self.state_out is None:
             return x_BTD, None
-        told = [
-            past.states_BTS,
-            past.moves_BTS,
-            *([] if actions_BTA is None else [actions_BTA]),
-        ]  # laws are often linear
-        told_BTX = jnp.concatenate([self.condition_norm(x_BTD).astype(jnp.float32), *told], axis=-1)
+        raw = [past.states_BTS, past.moves_BTS, actions_BTA]  # laws of motion are often linear
+        told_BTX = jnp.concatenate(
+            [self.condition_norm(x_BTD).astype(jnp.float32), *(each for each in raw if each is not None)], axis=-1
+        )
         return x_BTD, self.state_out(told_BTX).astype(jnp.float32)
 
     def _away(self, states_BTS: jax.Array, tokens: int) -> jax.Array | float:

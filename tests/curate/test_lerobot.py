@@ -183,6 +183,13 @@ def test_what_is_written_is_read_again(file_bytes, tmp_path, monkeypatch):
         assert [row["frame_index"] for row in own_rows] == list(range(each["length"]))
 
 
+def test_grey_films_stay_grey(tmp_path):
+    frames = np.arange(2 * 6 * 8, dtype=np.uint8).reshape(2, 6, 8, 1)
+    write_recordings(str(tmp_path / "set"), [Record("", "film", arrays={"frames": to_bytes(frames)})], fps=10)
+    (film,) = read(tmp_path / "set", Fields(arrays={"frames": "observation.image"}))
+    np.testing.assert_array_equal(from_bytes(film.arrays["frames"]), frames)
+
+
 def test_statistics_are_those_of_all_steps(tmp_path):
     written = recordings()
     write_recordings(str(tmp_path / "set"), (record for record, _ in written), fps=10)
