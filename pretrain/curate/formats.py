@@ -4,6 +4,7 @@ An input is a path, a glob or a folder, whose files are read by their extension,
 
     python                 the text that ships with Python (`python_library.py`)
     glyphs[:FACES]         pictures and names of the characters in matplotlib's fonts (`glyphs.py`)
+    letters[:FACES]        capital letters of these, with classes
     code:PATH              folders and archives, each a repository (`source_code.py`)
     books:PATH             e-texts of any charset, each a book (`books.py`)
     tfds:NAME:SPLIT        a prepared TensorFlow data set (`registered.py`)
@@ -64,19 +65,21 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     lerobot.FORMAT: lerobot.read_episodes,
     PYTHON: lambda file, fields: python_library.read_module(file),
     glyphs.FORMAT: lambda file, fields: glyphs.read_face(file),
+    glyphs.LETTERS: lambda file, fields: glyphs.read_face(file),
     webdataset.FORMAT: webdataset.read_shard,
     recordings.FORMAT: recordings.read_recording,
     spoken.TONES: spoken.read_part,
     spoken.ESPEAK: spoken.read_part,
 }
 NOT_PATHS = {
-    PYTHON, glyphs.FORMAT, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT, spoken.TONES, spoken.ESPEAK,
+    PYTHON, glyphs.FORMAT, glyphs.LETTERS, registered.TFDS, registered.SEQIO, pusht.FORMAT, digits.FORMAT, spoken.TONES,
+    spoken.ESPEAK,
 }  # fmt: skip
 
 
 def split_format(given: str) -> tuple[str | None, str]:
     """ "books:e/*.txt" → ("books", "e/*.txt"); the format is None where none is named ("gs://x", "e/*.txt")."""
-    if given in (PYTHON, glyphs.FORMAT):
+    if given in (PYTHON, glyphs.FORMAT, glyphs.LETTERS):
         return given, ""
     prefix = re.match(r"([a-z]+):(?!//)", given)
     if prefix and prefix[1] in READERS:
@@ -98,8 +101,8 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
     format_, pattern = split_format(given)
     if format_ == PYTHON:
         return python_library.find_modules(), Counter()
-    if format_ == glyphs.FORMAT:
-        return glyphs.find_faces(pattern, source), Counter()
+    if format_ in (glyphs.FORMAT, glyphs.LETTERS):
+        return glyphs.find_faces(format_, pattern, source), Counter()
     if format_ in (registered.TFDS, registered.SEQIO):
         return registered.find_splits(format_, pattern, source, modules), Counter()
     if format_ == digits.FORMAT:

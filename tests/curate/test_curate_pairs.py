@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import output_table, read
 
+from pretrain.core.arrays import from_bytes
 from pretrain.core.errors import UserError
 from pretrain.core.images import encode, resize
 from pretrain.core.rng import host_rng
@@ -196,9 +197,18 @@ def test_likeness_is_carried_on_whatever_stands_between():
 
 
 def test_glyphs_have_names_and_ink():
-    [face] = find_faces("DejaVuSerifDisplay", "glyphs")
+    [face] = find_faces("glyphs", "DejaVuSerifDisplay", "fonts")
     items = list(read_face(face))
     assert len(items) > 15 and all(isinstance(item, Record) for item in items)
     assert all(item.group == item.origin.split(":")[1] and item.arrays["image"][:4] == b"\x89PNG" for item in items)
     with pytest.raises(UserError, match="no face of that name; there are DejaVu"):
-        find_faces("Comic*", "glyphs")
+        find_faces("glyphs", "Comic*", "fonts")
+
+
+def test_letters_have_classes_whatever_their_accents_and_style():
+    [face] = find_faces("letters", "STIXGeneralBol", "fonts")
+    items = list(read_face(face))
+    classes = {item.text: int(from_bytes(item.arrays["label"])[0]) for item in items}
+    assert classes["latin capital letter a"] == classes["latin capital letter a with ring above"] == 0
+    assert classes["mathematical bold capital z"] == 25 and set(classes.values()) == set(range(26))
+    assert "latin small letter a" not in classes and "latin capital letter ae" not in classes
