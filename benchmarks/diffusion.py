@@ -17,7 +17,6 @@ import warnings
 
 import jax
 import numpy as np
-import scipy.linalg
 from PIL import Image
 from sklearn.neural_network import MLPClassifier
 
@@ -47,9 +46,12 @@ def features(classifier: MLPClassifier, images: np.ndarray) -> np.ndarray:
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance of two sets of features [n, f], each taken as normal."""
-    means, covariances = [x.mean(0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
-    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-    return float(np.sum((means[0] - means[1]) ** 2) + np.trace(sum(covariances) - 2 * np.real(root)))
+    means, (first, second) = [x.mean(0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
+    values, axes = np.linalg.eigh(first)
+    root = axes * np.sqrt(np.maximum(values, 0))  # as good as the symmetric one, and of values that never change too
+    shared = np.linalg.eigvalsh(root.T @ second @ root)
+    overlap = 2 * np.sum(np.sqrt(np.maximum(shared, 0)))
+    return float(np.sum((means[0] - means[1]) ** 2) + np.trace(first + second) - overlap)
 
 
 def checkpoints(experiment: Experiment) -> dict[int, dict]:
