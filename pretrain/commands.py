@@ -236,6 +236,7 @@ def _curate(values, bindings):
 def _record_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("input", None, "episodes, e.g. pusht:300 or lerobot:FOLDER", flag_values=values)
     flags.DEFINE_string("output", None, "folder to make; default: recordings/ in --workdir", flag_values=values)
+    flags.DEFINE_enum("layout", "lerobot", ["lerobot", "rlds"], "how episodes are written", flag_values=values)
     flags.DEFINE_float("fps", 10.0, "steps a second of the episodes", lower_bound=1e-3, flag_values=values)
 
 
@@ -244,13 +245,16 @@ def _record(values, bindings):
     from pretrain.curate.formats import records
     from pretrain.curate.lerobot_writer import write_recordings
     from pretrain.curate.readers import Fields
+    from pretrain.curate.rlds import write_rlds
 
     output = values.output or (values.workdir and os.path.join(values.workdir, "recordings"))
     check(values.input is not None, "--input is missing: which episodes, e.g. --input=pusht:300")
     check(output is not None, "--output is missing: the folder to make")
     config.load(values.gin_file, bindings)
     unread = []
-    written = write_recordings(output, records(values.input, Fields(), unread), fps=values.fps)
+    episodes = records(values.input, Fields(), unread)
+    rlds = values.layout == "rlds"
+    written = write_rlds(output, episodes) if rlds else write_recordings(output, episodes, fps=values.fps)
     for item in unread:
         print(f"record: left out {item.origin}: {item.problem}", file=sys.stderr)
     print(json.dumps({**written, "left_out": len(unread), "output": output}))

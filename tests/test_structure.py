@@ -27,7 +27,13 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = {"tensorflow", "tensorflow_datasets", "seqio", "apache_beam", "t5"}
 # and there inside functions only
-MAY_IMPORT_HEAVY = {"curate/beam_engine.py", "curate/registered.py", "data/tasks.py", "data/engines.py"}
+MAY_IMPORT_HEAVY = {
+    "curate/beam_engine.py",
+    "curate/registered.py",
+    "curate/rlds.py",
+    "data/tasks.py",
+    "data/engines.py",
+}
 
 
 def part(path: Path) -> str:

@@ -29,6 +29,7 @@ from pretrain.core.images import decode
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files, open_stream
 from pretrain.curate.readers import DAMAGE, Fields, one_line
+from pretrain.curate.rlds import taught
 
 FORMAT = "lerobot"
 VERSIONS = ("v2.", "v3.")
@@ -93,9 +94,7 @@ def _episode(
             arrays[name] = np.stack([_value(each, channels[feature]) for each in rows[feature].to_pylist()])
         except DAMAGE as error:  # of pictures, and of numbers in different numbers
             return Unreadable(origin, f"{feature}: {one_line(error)}", rule=f"broken_{name}")
-    if "actions" in arrays:
-        arrays.setdefault("action_targets", arrays["actions"])
-        arrays["action_weights"] = arrays.get("action_weights", np.ones(len(rows), np.float32)).reshape(len(rows))
+    arrays = taught(arrays, [False] * len(rows))
     task = tasks.get(rows[TASK][0].as_py(), "") if TASK in rows.column_names else ""
     kept = {name: to_bytes(array) for name, array in arrays.items()}
     return Record(task, origin, group=origin, metadata=json.dumps({"episode": number, "steps": len(rows)}), arrays=kept)

@@ -2,6 +2,7 @@
 
     tfds:NAME[/CONFIG][:VERSION]:SPLIT      "tfds:wikipedia/20230601.en:train", "tfds:c4/en:3.1.0:validation"
     tfds:FOLDER:SPLIT                       a prepared data set by the folder of its version: "tfds:mine/1.0.0:train"
+    tfds:FOLDER:SPLIT, of robots' episodes  see `rlds.py`
     seqio:TASK_OR_MIXTURE:SPLIT             the task's source, before its preprocessors; `Fields.modules` register it
 
 Nothing is downloaded or prepared: TFDS looks in TFDS_DATA_DIR or ~/tensorflow_datasets. Which feature is the text is
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.core.errors import UserError, check
+from pretrain.curate import rlds
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields, from_mapping, one_line
@@ -67,7 +69,11 @@ def read_split(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]
     try:
         for place, example in read(given, shard, shards, fields.modules):
             values = example if isinstance(example, dict) else {fields.text: example}  # lines of text have no names
-            yield from_mapping(f"{kind}:{given}:{place}", _plain(values), fields)
+            origin = f"{kind}:{given}:{place}"
+            if rlds.is_episode(values):
+                yield rlds.episode(origin, values, fields)
+            else:
+                yield from_mapping(origin, _plain(values), fields)
     except tf.errors.OpError as error:
         yield Unreadable(f"{kind}:{given}:{place}", f"damaged behind this example: {one_line(error)}")
 
@@ -81,7 +87,7 @@ def _read_tfds(given: str, shard: int, shards: int, modules: Sequence[str]) -> I
     dataset = _builder(match["name"]).as_dataset(
         split=match["split"] + part, read_config=config, shuffle_files=False, decoders=None
     )
-    for example in dataset.as_numpy_iterator():
+    for example in tfds.as_numpy(dataset):
         yield example.pop("tfds_id").decode(), example
 
 
