@@ -71,13 +71,15 @@ def read_part(file: InputFile, fields: Fields) -> Iterator[Record]:
         rng = host_rng(0, "moving digits", number)
         chosen = rng.choice(len(images), 2, replace=False)
         told = json.dumps({"digits": labels[chosen].tolist()})
-        yield Record(
-            "", f"{FORMAT}/film/{number}", metadata=told, arrays={"frames": to_bytes(film(images[chosen], rng))}
-        )
+        frames, _ = film(images[chosen], rng)
+        yield Record("", f"{FORMAT}/film/{number}", metadata=told, arrays={"frames": to_bytes(frames)})
 
 
-def film(digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Digits uint8 [n, 8, 8] that move evenly and bounce: uint8 [16, 32, 32, 1]; the lighter one is in front."""
+def film(digits: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Digits uint8 [n, 8, 8] that move evenly and bounce: uint8 [16, 32, 32, 1]; the lighter one is in front.
+
+    Beside it by how many rows and columns each moves a frame, before it bounces, int [n, 2].
+    """
     room = FIELD - SIDE
     starts = rng.integers(0, room + 1, (len(digits), 2))
     speeds = rng.integers(1, FASTEST + 1, (len(digits), 2)) * rng.choice([-1, 1], (len(digits), 2))
@@ -87,4 +89,4 @@ def film(digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for digit, (row, column) in zip(digits, np.minimum(unfolded, 2 * room - unfolded), strict=True):
             seen = frame[row : row + SIDE, column : column + SIDE]
             np.maximum(seen, digit, out=seen)
-    return frames[..., None]
+    return frames[..., None], speeds

@@ -52,7 +52,9 @@ def test_digits_move_evenly_and_stay_inside():
     bright = np.zeros((1, 8, 8), np.uint8)
     bright[0, 0, 0] = 200
     for seed in range(20):
-        frames = digits.film(bright, np.random.default_rng(seed))[..., 0]
+        frames, speeds = digits.film(bright, np.random.default_rng(seed))
+        frames = frames[..., 0]
+        assert speeds.shape == (1, 2) and set(np.abs(speeds).ravel()) <= {1, 2, 3}
         assert (frames.reshape(16, -1).sum(1) == 200).all(), "never cut off"
         places = np.argwhere(frames)[:, 1:]
         steps = np.abs(np.diff(places, axis=0))
