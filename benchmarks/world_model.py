@@ -60,19 +60,14 @@ def decibels(data: dict[str, np.ndarray], imagined: np.ndarray, shuffled: np.nda
 def success(world: World, starts: int, decide) -> float:
     """Share of unseen starts at which the block comes to its place."""
     numbers = range(UNSEEN + 10_000, UNSEEN + 10_000 + starts)
-    return float(np.mean([play(world, number, decide())["success"] for number in numbers]))
+    return float(np.mean([play(world, number, decide)["success"] for number in numbers]))
 
 
 def learned(choose, params):
-    """The learned policy for one episode, as `play` wants it."""
-    frames = np.zeros((1, SEEN, 96, 96, 3), np.uint8)
-    states, known = np.zeros((1, SEEN, 2), np.float32), np.zeros((1, SEEN), np.int32)
+    """The learned policy, as `play` wants it."""
 
     def decide(world: World):
-        for array, new in ((frames, world.frame), (states, world.agent), (known, 1)):
-            array[:, :-1] = array[:, 1:].copy()
-            array[:, -1] = new
-        action = np.asarray(choose(params, frames, states, known))[0]
+        action = np.asarray(choose(params, world.frame[None], np.asarray(world.agent, np.float32)[None]))[0]
         return action, action
 
     return decide
@@ -93,11 +88,10 @@ def main() -> None:
     imagined = predictions(imagine, params, data, data["actions"])
     shuffled = predictions(imagine, params, data, np.roll(data["actions"], len(data["actions"]) // 2, axis=0))
     choose = jax.jit(functools.partial(act, model, video))
-    scripted = lambda: policy("scripted", 0)  # noqa: E731
     result = {
         "step": step, "windows": len(imagined), **decibels(data, imagined, shuffled), "starts": arguments.starts,
-        "scripted": success(world, arguments.starts, scripted),
-        "learned": success(world, arguments.starts, lambda: learned(choose, params)),
+        "scripted": success(world, arguments.starts, policy("scripted", 0)),
+        "learned": success(world, arguments.starts, learned(choose, params)),
     }  # fmt: skip
     write_json(experiment.workdir / "world_model.json", result)
     if arguments.animation:

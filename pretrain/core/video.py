@@ -28,6 +28,7 @@ class VideoShape:
         action_dim: numbers of an action; 0 for a video without actions.
         state_is_place: the first two numbers of a state are where the robot is in the frame, x and y: `lowest` at the
             left and upper edge, `highest` at the right and lower one. Every patch is then told how far off it is.
+        action_is_state: an action is the state to go to. The policy then says by how much it is off.
         levels: of the digits of a patch's code, e.g. (5, 5, 5, 5), where models see and predict codes; () for pixels.
         lowest, highest: what states and actions range over; the models see them as -1 and 1.
     """
@@ -39,6 +40,7 @@ class VideoShape:
     state_dim: int = 2
     action_dim: int = 2
     state_is_place: bool = False
+    action_is_state: bool = False
     levels: tuple[int, ...] = ()
     lowest: float = 0.0
     highest: float = 512.0
@@ -56,6 +58,11 @@ class VideoShape:
         check(
             self.state_dim >= 2 or not self.state_is_place,
             f"VideoShape.state_is_place needs two numbers of a place; state_dim is {self.state_dim}",
+        )
+        check(
+            self.state_dim == self.action_dim or not self.action_is_state,
+            f"VideoShape.action_is_state needs as many numbers of a state ({self.state_dim}) as of an action "
+            f"({self.action_dim})",
         )
         check(min(self.levels, default=2) >= 2, f"VideoShape.levels must be 2 or more each, got {self.levels}")
         check(self.lowest < self.highest, f"VideoShape: lowest ({self.lowest}) must be below highest ({self.highest})")

@@ -4,8 +4,8 @@
 
 Every episode follows from its number alone. A document is an episode: its text is the instruction, its arrays are
 `frames` uint8 [steps, 96, 96, 3], `states` float32 [steps, 2] (the disc's place), `actions` (where it was told to go),
-`action_targets` (where the scripted policy would have sent it) and `action_weights` (0 where that is not to be learned
-from: random episodes). Places are in pixels of a field of 512 x 512.
+`action_targets` (where the scripted policy would have sent it, whoever acts; DAgger, Ross et al. 2011) and
+`action_weights` (1 for all). Places are in pixels of a field of 512 x 512.
 
 The task is the block's place, within `NEAR` of where it should be; its angle is left alone. (The benchmark's own
 success, 95 % of the area covered, is beyond so simple a policy; `coverage` in the metadata says how far it got.)
@@ -171,7 +171,7 @@ def read_episodes(file: InputFile, fields: Fields) -> Iterator[Record | Unreadab
             "success": episode["success"],
             "coverage": round(episode["coverage"], 4),
         }
-        episode["action_weights"] = np.full(steps, kind != "random", np.float32)
+        episode["action_weights"] = np.ones(steps, np.float32)
         names = ("frames", "states", "actions", "action_targets", "action_weights")
         arrays = {name: to_bytes(episode[name]) for name in names}
         yield Record(INSTRUCTION, origin, group=origin, metadata=json.dumps(told), arrays=arrays)

@@ -49,7 +49,7 @@ def rollout(
     def ahead(window: tuple, action_BA: jax.Array | None) -> tuple[tuple, tuple]:
         seen_BTNZ, states_BTS = window
         actions = None if action_BA is None else video.normalized(action_BA)[:, None]
-        future = module.imagine(module.encode(seen_BTNZ, states_BTS, known_BT).last(), actions)
+        future = module.imagine(module.encode(seen_BTNZ, states_BTS, known_BT).at(slice(-1, None)), actions)
         next_BNZ = _taken(video, seen_BTNZ[:, -1], module.next_patches(future)[:, 0])
         seen_BTNZ = jnp.concatenate([seen_BTNZ[:, 1:], next_BNZ[:, None]], axis=1)
         state_BS = None
@@ -67,26 +67,21 @@ def rollout(
 
 
 def act(
-    model: FunctionalModel,
-    video: VideoShape,
-    params: Params,
-    frames_BTHWC: jax.Array,
-    states_BTS: jax.Array | None,
-    segment_ids_BT: jax.Array,
+    model: FunctionalModel, video: VideoShape, params: Params, frames_BHWC: jax.Array, states_BS: jax.Array | None
 ) -> jax.Array:
-    """What the policy does after the last frame, float32 [batch, action] in the recording's units; traceable.
+    """What the policy does, float32 [batch, action] in the recording's units; traceable.
 
     Args:
         model, video, params: of `NextFrame`.
-        frames_BTHWC: uint8, what was seen.
-        states_BTS: in the recording's units; None where it has none.
-        segment_ids_BT: int32, 0 for frames before the episode began.
+        frames_BHWC: uint8, what is seen.
+        states_BS: in the recording's units; None where it has none.
     """
     module = model.module(params)
-    seen_BTNZ = to_patches(frames_BTHWC, video.patch)
+    seen_BTNZ = to_patches(frames_BHWC[:, None], video.patch)
     seen_BTNZ = seen_BTNZ if module.codes is None else module.codes.digits(seen_BTNZ)
-    states = None if states_BTS is None else video.normalized(states_BTS)
-    return video.restored(module.policy(module.encode(seen_BTNZ, states, segment_ids_BT).last())[:, 0])
+    states_BTS = None if states_BS is None else video.normalized(states_BS)[:, None]
+    known_BT = jnp.ones(seen_BTNZ.shape[:2], jnp.int32)
+    return video.restored(module.policy(module.encode(seen_BTNZ, states_BTS, known_BT))[:, 0])
 
 
 def _taken(video: VideoShape, last_BNZ: jax.Array, predicted: jax.Array) -> jax.Array:

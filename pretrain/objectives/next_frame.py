@@ -35,6 +35,8 @@ class NextFrame(Objective):
         pixels, state, action, codes, reconstruction: coefficients of the terms; a state and an action that the
             recordings do not have are left out. Pixels count from -1 to 1, so their mean squared error is small beside
             the others'.
+        imagined: at how many steps, the last of a row that another one follows, the next frame is said and learned; 0
+            for all. The policy learns from all. Most of the work is in the decoder.
     """
 
     video: VideoShape = dataclasses.field(default_factory=VideoShape)
@@ -43,6 +45,7 @@ class NextFrame(Objective):
     action: float = 1.0
     codes: float = 1.0
     reconstruction: float = 1.0
+    imagined: int = 0
 
     random_finish = False
 
@@ -50,6 +53,7 @@ class NextFrame(Objective):
         check_fields(self)
         for name in ("pixels", "state", "action", "codes", "reconstruction"):
             check(getattr(self, name) > 0, f"NextFrame.{name} must be > 0, got {getattr(self, name)}")
+        check(self.imagined >= 0, f"NextFrame.imagined must be >= 0, got {self.imagined}")
 
     @property
     def model_needs(self) -> ModelNeeds:
@@ -102,7 +106,13 @@ class NextFrame(Objective):
             self.video.normalized(batch[name]) if name in batch else None for name in ("states", "actions")
         )
         past = model.encode(seen_BTNZ, states_BTS, batch["segment_ids"])
-        return Output({"past": past, "future": model.imagine(past, actions_BTA), **found})
+        steps = self.steps(past.tokens_BTMD.shape[1])
+        actions_BTA = None if actions_BTA is None else actions_BTA[:, steps]
+        return Output({"past": past, "future": model.imagine(past.at(steps), actions_BTA), **found})
+
+    def steps(self, time: int) -> slice:
+        """The steps of a row of `time` whose next frame is said."""
+        return slice(max(time - 1 - self.imagined, 0) if self.imagined else 0, time - 1)
 
     def head(self, model: Any, hidden: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         found = {"patches": model.next_patches(hidden["future"])}
@@ -114,21 +124,20 @@ class NextFrame(Objective):
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Terms, Metrics]:
         """Means of squares over the numbers of a frame, a state or an action; nats a patch of codes."""
-        weights_BT = batch["loss_weights"][:, :-1]
+        steps = self.steps(batch["loss_weights"].shape[1])
+        weights_BT = batch["loss_weights"][:, steps]
         weight = jnp.sum(weights_BT)
         patches_BTNP = to_patches(batch["frames"], self.video.patch)
-        change_BTNP = patches_BTNP[:, 1:] - patches_BTNP[:, :-1]
-        next_BTN = outputs["patches"][:, :-1]
+        change_BTNP = jnp.diff(patches_BTNP, axis=1)[:, steps]
         metrics = {"copy_error": (weighted_sum(mean_square(change_BTNP, 2), weights_BT), weight)}
         if self.video.levels:
             terms, more = self._code_terms(outputs, patches_BTNP, batch)
             metrics |= more
         else:
-            error_BT = mean_square(next_BTN - change_BTNP, 2)
+            error_BT = mean_square(outputs["patches"] - change_BTNP, 2)
             terms = {"pixels": Term(weighted_sum(error_BT, weights_BT), weight, self.pixels)}
         if "state" in outputs:
-            states_BTS = self.video.normalized(batch["states"])
-            wrong_BTS = outputs["state"][:, :-1] - (states_BTS[:, 1:] - states_BTS[:, :-1])
+            wrong_BTS = outputs["state"] - jnp.diff(self.video.normalized(batch["states"]), axis=1)[:, steps]
             terms["state"] = Term(weighted_sum(mean_square(wrong_BTS, 1), weights_BT), weight, self.state)
         if "action" in outputs:
             wrong_BTA = outputs["action"] - self.video.normalized(batch["action_targets"])
@@ -138,9 +147,10 @@ class NextFrame(Objective):
 
     def _code_terms(self, outputs, patches_BTNP: jax.Array, batch: dict[str, jax.Array]) -> tuple[Terms, Metrics]:
         """The next frame's codes, and how well the tokenizer that is trained along gives frames back."""
-        patches = patches_BTNP.shape[2]
-        codes_BTN = code_of(jax.lax.stop_gradient(outputs["digits"]), self.video.levels)[:, 1:]
-        logits_BTNK, weights_BT = outputs["patches"][:, :-1], batch["loss_weights"][:, :-1]
+        _, time, patches, _ = patches_BTNP.shape
+        steps = self.steps(time)
+        codes_BTN = code_of(jax.lax.stop_gradient(outputs["digits"]), self.video.levels)[:, 1:][:, steps]
+        logits_BTNK, weights_BT = outputs["patches"], batch["loss_weights"][:, steps]
         nats_BTN, _ = cross_entropy(logits_BTNK, codes_BTN)
         weight, known_BT = patches * jnp.sum(weights_BT), (batch["segment_ids"] > 0).astype(jnp.float32)
         wrong_BT = mean_square(outputs["rebuilt"] - patches_BTNP, 2)

@@ -13,7 +13,7 @@ from tiny import CONFIG, params
 from pretrain.core.errors import UserError
 from pretrain.core.objective import ModelNeeds
 from pretrain.core.video import VideoShape, code_of, digits_of, from_patches, to_patches
-from pretrain.evaluate.rollout import psnr, rollout, side_by_side, write_animation
+from pretrain.evaluate.rollout import act, psnr, rollout, side_by_side, write_animation
 from pretrain.models.build import build_model
 from pretrain.models.codes import rounded
 from pretrain.models.world import moves
@@ -64,12 +64,12 @@ def test_rounding_gives_levels_and_lets_gradients_through():
 
 @functools.cache
 def encode(video=VIDEO):
-    """Compiled: (patches, states, segments) -> what is known."""
+    """Compiled: (patches, states, segments) -> what is known, tokens of patches and state."""
     model, values = world(video)
     return jax.jit(lambda *inputs: model.module(values).encode(*inputs).tokens_BTMD)
 
 
-def test_no_frame_sees_a_later_one_and_every_patch_sees_its_own_whole_frame():
+def test_no_frame_sees_a_later_one_and_every_token_sees_whole_frames():
     frames, states, _ = recording(batch=1)
     segments, known = jnp.ones((1, TIME), jnp.int32), encode()
 
@@ -82,6 +82,32 @@ def test_no_frame_sees_a_later_one_and_every_patch_sees_its_own_whole_frame():
         of_patches, of_states = map(np.asarray, slopes(to_patches(frames, 4), VIDEO.normalized(states), step))
         assert (of_patches[0, step + 1 :] == 0).all() and (of_states[0, step + 1 :] == 0).all()
         assert (np.abs(of_patches[0, : step + 1]).max(-1) > 0).all() and (of_states[0, : step + 1] != 0).all()
+
+
+def test_the_policy_sees_the_present_frame_alone_and_the_whole_of_it():
+    model, values = world()
+    frames, states, _ = recording(batch=1)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def slopes(patches, states):
+        module = model.module(values)
+        return jnp.sum(jnp.sin(module.encode(patches, states, jnp.ones((1, TIME), jnp.int32)).present_BTD[0, 3]))
+
+    of_patches, of_states = map(np.asarray, slopes(to_patches(frames, 4), VIDEO.normalized(states)))
+    assert (np.abs(of_patches[0, 3]).max(-1) > 0).all() and (of_states[0, 3] != 0).all()
+    assert not np.delete(of_patches, 3, axis=1).any() and not np.delete(of_states, 3, axis=1).any()
+
+
+def test_an_action_that_is_a_state_to_go_to_begins_at_the_present_one():
+    video = dataclasses.replace(VIDEO, action_dim=2, action_is_state=True)
+    model, values = world(video)
+    frames, states, _ = recording()
+    still = jax.tree.map(jnp.zeros_like, values)
+    found = jax.jit(functools.partial(act, model, video))(still, frames[:, -1], states[:, -1])
+    np.testing.assert_allclose(found, states[:, -1], rtol=1e-5)
+    with pytest.raises(UserError, match="as many numbers of a state"):
+        dataclasses.replace(VIDEO, action_is_state=True)
 
 
 def test_episodes_of_a_row_do_not_see_each_other():
@@ -125,11 +151,11 @@ def test_patches_know_how_far_they_are_from_where_the_robot_is():
     module, values = world(video)
     module = module.module(values)
     states = jnp.array([[[-1 / 3, -0.5], [1 / 3, -0.5]]])  # two steps; x, y
-    away = np.asarray(jax.jit(lambda states: module._away(states, PATCHES + 1))(states))[0]
+    away = np.asarray(jax.jit(lambda states: module._away(states))(states))[0]
     assert (away[:, -1] == 0).all(), "the state's own token is at no place"
-    one_right = module._away(states + jnp.array([2 / 3, 0.0]), PATCHES + 1)[0]
+    one_right = module._away(states + jnp.array([2 / 3, 0.0]))[0]
     np.testing.assert_allclose(one_right[:, [1, 2, 4, 5]], away[:, [0, 1, 3, 4]], rtol=1e-4, atol=1e-5)
-    one_down = module._away(states + jnp.array([0.0, 1.0]), PATCHES + 1)[0]
+    one_down = module._away(states + jnp.array([0.0, 1.0]))[0]
     np.testing.assert_allclose(one_down[:, 3:6], away[:, :3], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="state_is_place needs two numbers"):
         dataclasses.replace(VIDEO, state_dim=1, state_is_place=True)

@@ -25,7 +25,8 @@ def packed(video=VIDEO, seed=0):
 
 def outputs(video=VIDEO, seed=1):
     rng, shape = np.random.default_rng(seed), SEGMENTS.shape
-    values = {"patches": (*shape, 2, 16), "state": (*shape, video.state_dim), "action": (*shape, video.action_dim)}
+    ahead = shape[0], shape[1] - 1
+    values = {"patches": (*ahead, 2, 16), "state": (*ahead, video.state_dim), "action": (*shape, video.action_dim)}
     return {name: rng.normal(size=size).astype(np.float32) for name, size in values.items()}
 
 
@@ -54,6 +55,18 @@ def test_losses_are_mean_squares_of_changes():
     assert terms["action"].coefficient == 3.0
 
 
+def test_the_last_steps_alone_may_be_imagined():
+    every, last = NextFrame(VIDEO), NextFrame(VIDEO, imagined=2)
+    assert last.steps(5) == slice(2, 4) and every.steps(5) == NextFrame(VIDEO, imagined=9).steps(5) == slice(0, 4)
+    batch, found = every.finish(packed(), np.random.default_rng(0)), outputs()
+    of_last, _ = last.loss({**found, "patches": found["patches"][:, 2:], "state": found["state"][:, 2:]}, batch)
+    without = {**batch, "loss_weights": batch["loss_weights"] * (np.arange(5) >= 2)}
+    of_every, _ = every.loss(found, without)
+    for name, term in of_last.items():
+        np.testing.assert_allclose(term.sum, of_every[name].sum, rtol=1e-6)
+        assert term.weight == of_every[name].weight
+
+
 def test_numbers_are_scaled_to_their_range():
     wide = VideoShape(4, 8, 1, patch=4, lowest=0.0, highest=512.0)
     np.testing.assert_allclose(wide.normalized(jnp.array([0.0, 256.0, 512.0])), [-1, 0, 1])
@@ -66,8 +79,7 @@ def test_codes_are_those_of_the_next_frame():
     batch = objective.finish(packed(), np.random.default_rng(0))
     digits = np.random.default_rng(3).integers(0, [2, 3], (*SEGMENTS.shape, 2, 2)).astype(np.float32)
     codes = (digits @ np.array([1, 2])).astype(int)
-    right = np.zeros((*SEGMENTS.shape, 2, 6), np.float32)
-    right[:, :-1] = 50 * np.eye(6)[codes[:, 1:]]
+    right = (50 * np.eye(6)[codes[:, 1:]]).astype(np.float32)
     rebuilt = np.asarray(to_patches(batch["frames"], 4))
     found = {**outputs(), "patches": right, "digits": digits, "rebuilt": rebuilt + 0.5}
     terms, metrics = jax.jit(objective.loss)(found, batch)
