@@ -29,7 +29,7 @@ from pretrain.curate.readers import Fields
 
 FORMAT = "pusht"
 INSTRUCTION = "push the block to its place"
-POLICIES = ("scripted", "noisy", "scripted", "noisy", "random")  # of an episode, by its number
+POLICIES = ("scripted", *("noisy",) * 3, "random", "scripted", *("noisy",) * 4)  # of an episode, by its number
 UNIT = 10  # episodes read together
 STEPS = 100  # of an episode, at most; 10 a second
 NEAR = 30.0  # pixels between the block's centre of mass and its goal, at success
