@@ -5,8 +5,9 @@ which some formats would have opened.
 """
 
 import contextlib
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,14 +59,26 @@ def decode(
         BrokenFilm: no film, a damaged one, or one with fewer frames.
     """
     found = []
-    with _open(data) as (container, stream):
-        for number, frame in enumerate(container.decode(stream)):
-            if number >= first and (number - first) % stride == 0:
-                scaled = frame.reformat(width=width, height=height, format=PIXELS[channels]).to_ndarray()
-                found.append(scaled.reshape(height, width, channels))
-                if len(found) == count:
-                    return np.stack(found)
+    for number, frame in enumerate(frames_of(data, height, width, channels)):
+        if number >= first and (number - first) % stride == 0:
+            found.append(frame())
+            if len(found) == count:
+                return np.stack(found)
     raise BrokenFilm(f"a film that ends after {len(found)} of {count} frames")
+
+
+def frames_of(
+    data: bytes | np.ndarray, height: int, width: int, channels: int = 3
+) -> Iterator[Callable[[], np.ndarray]]:
+    """Every frame of an encoded film, as a function that scales it: frames that are passed over cost less.
+
+    Raises:
+        BrokenFilm: as `decode` does, but for the number of frames.
+    """
+    with _open(data) as (container, stream):
+        for frame in container.decode(stream):
+            scale = functools.partial(frame.reformat, width=width, height=height, format=PIXELS[channels])
+            yield lambda scale=scale: scale().to_ndarray().reshape(height, width, channels)
 
 
 @contextlib.contextmanager

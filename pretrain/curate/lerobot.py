@@ -5,8 +5,8 @@
 
 `Fields.arrays` names what is taken, e.g. {'frames': 'observation.image', 'states': 'observation.state', 'actions':
 'action'}. Pictures are decoded; the text is the task's. Where there are `actions`, `action_targets` are the same and
-`action_weights` 1 unless they are named: what was done is what is to be learned. Features kept as MP4 files are not
-decoded: record with `use_videos=False`, or convert.
+`action_weights` 1 unless they are named: what was done is what is to be learned. Features kept as MP4 files are decoded
+as well (`lerobot_films.py`), with the extra [video].
 
 Layout: https://huggingface.co/docs/lerobot (LeRobotDataset v3.0), 2025.
 """
@@ -28,6 +28,7 @@ from pretrain.core.errors import UserError, check
 from pretrain.core.images import decode
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, find_files, open_stream
+from pretrain.curate.lerobot_films import Camera
 from pretrain.curate.readers import DAMAGE, Fields, one_line
 from pretrain.curate.rlds import taught
 
@@ -59,39 +60,43 @@ def read_episodes(file: InputFile, fields: Fields) -> Iterator[Record | Unreadab
     features = information["features"]
     for name in fields.arrays.values():
         check(name in features, f"{folder}: no feature {name!r}; there are {', '.join(features)}")
-        check(
-            features[name].get("dtype") != "video",
-            f"{folder}: {name} is kept as MP4 files, which are not read; record it with use_videos=False",
-        )
-    tasks = _tasks(folder)
+    tasks, kept_apart = _tasks(folder), [n for n in fields.arrays.values() if features[n].get("dtype") == "video"]
+    cameras = {name: Camera(folder, information, name) for name in kept_apart}
+    columns = {EPISODE, *fields.arrays.values()} - set(kept_apart)
     channels = {name: 1 if 1 in features[name].get("shape", ()) else 3 for name in fields.arrays.values()}
     with open_stream(file.path) as stream:
         parquet = pq.ParquetFile(stream)
         there = set(parquet.schema_arrow.names)
-        missing = {EPISODE, *fields.arrays.values()} - there
+        missing = columns - there
         if missing:
             yield Unreadable(file.path, f"no column {', '.join(sorted(missing))}", rule="no_column")
             return
-        table = parquet.read(columns=sorted({EPISODE, TASK, *fields.arrays.values()} & there))
+        table = parquet.read(columns=sorted((columns | {TASK}) & there))
     numbers = table[EPISODE].to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     for start, end in itertools.pairwise(bounds):
         if start < end:
-            yield _episode(file.path, int(numbers[start]), table.slice(start, end - start), fields, tasks, channels)
+            yield _episode(
+                file.path, int(numbers[start]), table.slice(start, end - start), fields, tasks, channels, cameras
+            )
 
 
 def _episode(
-    path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict[int, str], channels: dict[str, int]
-) -> Record | Unreadable:
+    path: str, number: int, rows: pa.Table, fields: Fields, tasks: dict[int, str], channels: dict[str, int],
+    cameras: dict[str, Camera],
+) -> Record | Unreadable:  # fmt: skip
     origin = f"{path}:{number}"
-    size = rows.nbytes
+    size = rows.nbytes + sum(camera.frame_bytes * len(rows) for camera in cameras.values())
     if size > fields.max_record_bytes:
         problem = f"an episode of {size:,} bytes; Fields.max_record_bytes is {fields.max_record_bytes:,}"
         return Unreadable(origin, problem, rule="large_episode")
     arrays = {}
     for name, feature in fields.arrays.items():
         try:
-            arrays[name] = np.stack([_value(each, channels[feature]) for each in rows[feature].to_pylist()])
+            if feature in cameras:
+                arrays[name] = cameras[feature].frames(number, len(rows))
+            else:
+                arrays[name] = np.stack([_value(each, channels[feature]) for each in rows[feature].to_pylist()])
         except DAMAGE as error:  # of pictures, and of numbers in different numbers
             return Unreadable(origin, f"{feature}: {one_line(error)}", rule=f"broken_{name}")
     arrays = taught(arrays, [False] * len(rows))

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 from corpora import output_table
+from reels import FORMATS, encoded, light
 
 from pretrain.core.arrays import from_bytes, to_bytes
 from pretrain.core.errors import UserError
@@ -16,27 +17,6 @@ from pretrain.curate.readers import Fields
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.curate.recordings import FilmRules
 from pretrain.objectives.films import Films
-
-FORMATS = {"mp4": "mpeg4", "webm": "libvpx", "matroska": "ffv1", "avi": "mjpeg"}
-
-
-def encoded(frames: int, kind: str = "mp4", height: int = 48, width: int = 64) -> bytes:
-    """A grey film that gets lighter by 10 a frame."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=kind) as container:
-        stream = container.add_stream(FORMATS[kind], rate=10)
-        stream.height, stream.width = height, width
-        stream.pix_fmt = "yuvj420p" if kind == "avi" else "yuv420p"
-        for number in range(frames):
-            pixels = np.full((height, width, 3), 20 + 10 * (number % 20), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def light(frames: np.ndarray) -> list[int]:
-    """The number of each frame, by its brightness."""
-    return np.round((frames.mean((1, 2, 3)) - 20) / 10).astype(int).tolist()
 
 
 @pytest.mark.parametrize("kind", FORMATS)

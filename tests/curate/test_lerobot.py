@@ -46,7 +46,10 @@ def data_set(folder, version):
     """A data set of three episodes, and their frames."""
     frames, steps = zip(*(rows(number, length) for number, length in enumerate(LENGTHS)), strict=True)
     features = {name: {"dtype": "float32", "shape": [2]} for name in ("observation.state", "action")}
-    features |= {"observation.image": {"dtype": "image", "shape": [6, 8, 3]}, "cam": {"dtype": "video"}}
+    features |= {
+        "observation.image": {"dtype": "image", "shape": [6, 8, 3]},
+        "cam": {"dtype": "video", "shape": [48, 64, 3]},
+    }
     (folder / "meta").mkdir(parents=True)
     (folder / "data" / "chunk-000").mkdir(parents=True)
     (folder / "meta" / "info.json").write_text(json.dumps({"codebase_version": version, "features": features}))
@@ -135,7 +138,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     for fields, words in (
         (Fields(), "say what to take"),
         (Fields(arrays={"frames": "camera"}), "no feature 'camera'; there are"),
-        (Fields(arrays={"frames": "cam"}), "kept as MP4 files"),
+        (Fields(arrays={"frames": "cam"}), "says no fps"),
     ):
         with pytest.raises(UserError, match=words):
             read(tmp_path / "set", fields)
