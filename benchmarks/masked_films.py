@@ -44,7 +44,7 @@ def films(frames: int, rows: range, each: int) -> tuple[np.ndarray, dict[str, np
 
 
 def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray) -> list[np.ndarray]:
-    """Means over a film of what each layer gives, after the encoder's last norm, [n, D] each."""
+    """Means over a film of what each layer gives, before any last norm, [n, D] each."""
     found, config, encoder = [], experiment.model_config(), params["encoder"]
     for layers in range(1, config.num_layers + 1):
         # The first layers alone are an encoder of their own.
@@ -55,6 +55,7 @@ def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray) -> li
         @jax.jit
         def encode(params, shown):
             module = model.module(params).encoder  # noqa: B023
+            module.stack.final_norm = None
             patches = module.patches({"frames": shown})
             return mean_of(*module.encode(module.embed(patches), patches.valid_BL))
 
