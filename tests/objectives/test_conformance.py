@@ -145,6 +145,10 @@ def test_a_head_in_parts_is_the_whole_head(objective, plain, chunks):
         assert_same(loss_and_gradients(objective, params_of(objective), batch(objective), head_chunks=chunks), plain)
 
 
+# With codes, its three stacks one behind the other jump about at a rate of 1e-2: at .27 after 200 steps, and .006 here.
+RATES = {"NextFrame": 3e-3}
+
+
 def test_overfits_one_batch(objective):
     """200 steps of Adam bring the loss on one batch near 0, when no two documents begin alike or are hidden whole."""
     rows = packed(objective, [[16], [14], [12], [10]]) if objective.random_finish else packed(objective)
@@ -152,7 +156,8 @@ def test_overfits_one_batch(objective):
         starts = (rows["positions"] == 0) & (rows["segment_ids"] > 0)
         rows["first_inputs"][starts] = np.arange(starts.sum())
     arrays = objective.finish(rows, host_rng(0, "finish", 0))
-    step, optimizer = builder(objective), optax.adam(1e-2)
+    rate = RATES.get(type(objective).__name__, 1e-2)
+    step, optimizer = builder(objective), optax.adam(rate)
 
     @jax.jit
     def fit(values):
