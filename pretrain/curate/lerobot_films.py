@@ -60,13 +60,12 @@ class Camera:
         """
         path, first = self._place(episode)
         if path != self.path or first < self.at:
-            self.path, self.at, self.reel = "", 0, self._open(path)
-            self.path = path
+            self.at, self.reel = 0, self._open(path)
+        self.path = ""  # a reel that breaks is not gone on with
         found = [frame() for frame in itertools.islice(self.reel, first - self.at, first - self.at + steps)]
-        self.at = first + steps
         if len(found) < steps:
-            self.path = ""
             raise films.BrokenFilm(f"{path} ends after {len(found)} of {steps} frames")
+        self.path, self.at = path, first + steps
         return np.stack(found)
 
     def _open(self, path: str) -> Iterator[Any]:
@@ -95,11 +94,13 @@ class Camera:
             missing = {"episode_index", *columns} - set(table.column_names)
             check(not missing, f"{file.path}: no column {', '.join(sorted(missing))}")
             places = zip(*(table[name].to_pylist() for name in columns), strict=True)
-            found |= dict(zip(table["episode_index"].to_pylist(), places, strict=True))
+            told = zip(table["episode_index"].to_pylist(), places, strict=True)
+            found |= {episode: place for episode, place in told if None not in place}
         return found
 
 
 def _sizes(feature: dict) -> tuple[int, int, int]:
     """Height, width and channels, whichever of them comes first."""
-    sizes = [int(size) for size in feature["shape"]]
+    sizes = [int(size) for size in feature.get("shape") or ()]
+    check(len(sizes) == 3, f"a camera whose shape is {feature.get('shape')}, not height, width and channels")
     return (*sizes[1:], sizes[0]) if sizes[0] in films.PIXELS and sizes[-1] not in films.PIXELS else tuple(sizes)

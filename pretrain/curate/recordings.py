@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 import gin
@@ -109,16 +110,10 @@ class SoundRules:
         """Rejects by the first rule that is broken; the value is the length in seconds."""
         seconds = np.array([self._seconds(arrays) for arrays in arrays_of(documents)], np.float64)
         characters = np.array([len(text.strip()) for text in documents["text"].to_pylist()], np.float64)
-        checks = Checks(documents["id"])
-        checks.broken("no_sound", seconds == MISSING, np.zeros_like(seconds), 0)
-        checks.broken("broken_sound", seconds == UNREADABLE, np.zeros_like(seconds), 0)
-        checks.at_least(self, "min_seconds", seconds)
-        checks.at_most(self, "max_seconds", seconds)
+        checks = _checked(self, documents, "sound", "seconds", seconds)
         if self.transcripts:
             checks.broken("no_transcript", characters == 0, characters, 1)
-        kept = np.flatnonzero(~checks.is_broken)
-        found = tags(documents["id"].take(pa.array(kept)), "seconds", np.round(seconds[kept], 3))
-        return pa.concat_tables([DECISIONS.empty_table(), checks.rejected(), found])
+        return _decided(checks, documents, "seconds", np.round(seconds, 3))
 
     def _seconds(self, arrays: dict[str, bytes]) -> float:
         if self.array not in arrays:
@@ -156,15 +151,9 @@ class FilmRules:
         """Rejects by the first rule that is broken; the value is the number of frames, or the side."""
         sizes = np.array([self._size(arrays) for arrays in arrays_of(documents)], np.float64).reshape(-1, 2)
         frames, sides = sizes[:, 0], sizes[:, 1]
-        checks = Checks(documents["id"])
-        checks.broken("no_film", frames == MISSING, np.zeros_like(frames), 0)
-        checks.broken("broken_film", frames == UNREADABLE, np.zeros_like(frames), 0)
-        checks.at_least(self, "min_frames", frames)
-        checks.at_most(self, "max_frames", frames)
+        checks = _checked(self, documents, "film", "frames", frames)
         checks.at_least(self, "min_side", sides)
-        kept = np.flatnonzero(~checks.is_broken)
-        found = tags(documents["id"].take(pa.array(kept)), "film_frames", frames[kept])
-        return pa.concat_tables([DECISIONS.empty_table(), checks.rejected(), found])
+        return _decided(checks, documents, "film_frames", frames)
 
     def _size(self, arrays: dict[str, bytes]) -> tuple[float, float]:
         """Frames and the shorter side."""
@@ -178,3 +167,20 @@ class FilmRules:
             return (len(stored), min(stored.shape[1:3])) if stored.ndim == 4 else (UNREADABLE, 0.0)
         except ValueError:  # a broken film, or a damaged .npy file
             return UNREADABLE, 0.0
+
+
+def _checked(rules: Any, documents: pa.RecordBatch, kind: str, unit: str, lengths: np.ndarray) -> Checks:
+    """What is asked of every recording: that it is there, sound, and neither too short nor too long."""
+    checks = Checks(documents["id"])
+    checks.broken(f"no_{kind}", lengths == MISSING, np.zeros_like(lengths), 0)
+    checks.broken(f"broken_{kind}", lengths == UNREADABLE, np.zeros_like(lengths), 0)
+    checks.at_least(rules, f"min_{unit}", lengths)
+    checks.at_most(rules, f"max_{unit}", lengths)
+    return checks
+
+
+def _decided(checks: Checks, documents: pa.RecordBatch, tag: str, lengths: np.ndarray) -> pa.Table:
+    """The rejected, and the lengths of those that are kept."""
+    kept = np.flatnonzero(~checks.is_broken)
+    found = tags(documents["id"].take(pa.array(kept)), tag, lengths[kept])
+    return pa.concat_tables([DECISIONS.empty_table(), checks.rejected(), found])

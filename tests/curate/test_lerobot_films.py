@@ -81,6 +81,11 @@ def test_a_place_that_is_not_told(tmp_path):
     table = pq.read_table(path)
     pq.write_table(table.slice(0, 2), path)
     assert [isinstance(item, Record) for item in read(tmp_path / "set", FIELDS)] == [True, True, False]
+    nobody_knows = pa.array([None, 0.3, 0.0], pa.float64())
+    name = f"videos/{CAMERA}/from_timestamp"
+    pq.write_table(table.set_column(table.column_names.index(name), name, nobody_knows), path)
+    first, *others = read(tmp_path / "set", FIELDS)
+    assert "does not say where episode 0 lies" in first.problem and all(isinstance(item, Record) for item in others)
     pq.write_table(table.drop_columns([f"videos/{CAMERA}/file_index"]), path)
     with pytest.raises(UserError, match="no column videos/"):
         read(tmp_path / "set", FIELDS)
