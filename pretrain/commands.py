@@ -344,7 +344,7 @@ PIPELINE = {
     "evaluate": Command("bits per byte and perplexity on held-out documents; JSON on the last line",
                         all_of(common_flags, _checkpoint_flag), _evaluate),
     "generate": Command("samples from the trained model", all_of(common_flags, _generate_flags), _generate),
-    "record": Command("robot episodes in LeRobot's layout, for other programs",
+    "record": Command("robot episodes in LeRobot's or RLDS's layout, for other programs",
                       all_of(common_flags, _record_flags), _record),
     "words": Command("word vectors: nearest words, analogies, judgements, word2vec's files",
                      all_of(common_flags, _checkpoint_flag, _words_flags), _words),
