@@ -1,8 +1,9 @@
-"""Memory that is freed stays with the process, however much it is."""
+"""Memory that is freed stays with the process, however much it is, in large pages."""
 
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 from tiny import ROOT
 
@@ -21,6 +22,13 @@ libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p,
 assert keep_freed_memory()
 libc.free(libc.malloc(3 << 30))  # not touched: no memory, addresses alone
 print(held() >= 3 << 30)
+middle = libc.malloc(64 << 20) + (32 << 20)
+with open("/proc/self/smaps") as file:
+    for line in file:
+        if line[0] in "0123456789abcdef":
+            first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        elif line.startswith("VmFlags:") and first <= middle < last:
+            print("hg" in line.split())
 """
 
 
@@ -29,4 +37,5 @@ def test_what_is_freed_is_kept():
         assert not keep_freed_memory()
         return
     found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT)
-    assert found.stdout == "True\n", found.stderr
+    large_pages = Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert found.stdout == f"True\n{large_pages}\n", found.stderr
