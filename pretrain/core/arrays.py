@@ -44,3 +44,15 @@ def from_bytes(data: bytes) -> np.ndarray:
     if len(found) != expected:
         raise ValueError(f"a .npy file of {dtype.name} {list(shape)} with {len(found)} bytes of values, not {expected}")
     return np.frombuffer(found, dtype).reshape(shape, order="F" if in_fortran_order else "C")
+
+
+def instruction(text: str, size: int) -> np.ndarray:
+    """The UTF-8 bytes of a text, uint8 [size], padded with 0.
+
+    Raises:
+        ValueError: they are more.
+    """
+    found = np.frombuffer(text.encode("utf-8"), np.uint8)
+    if len(found) > size:
+        raise ValueError(f"an instruction of {len(found)} bytes, not of {size} or fewer")
+    return np.pad(found, (0, size - len(found)))

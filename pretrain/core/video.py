@@ -26,6 +26,7 @@ class VideoShape:
         patch: side of a square patch, in pixels.
         state_dim: numbers of proprioception at each step; 0 for none.
         action_dim: numbers of an action; 0 for a video without actions.
+        instruction: bytes of text that stand at each step and say what is to be done; 0 for none.
         state_is_place: the first two numbers of a state are where the robot is in the frame, x and y: `lowest` at the
             left and upper edge, `highest` at the right and lower one. Every patch is then told how far off it is.
         action_is_state: an action is the state to go to. The policy then says by how much it is off.
@@ -39,6 +40,7 @@ class VideoShape:
     patch: int = 12
     state_dim: int = 2
     action_dim: int = 2
+    instruction: int = 0
     state_is_place: bool = False
     action_is_state: bool = False
     levels: tuple[int, ...] = ()
@@ -49,7 +51,7 @@ class VideoShape:
         check_fields(self)
         for name in ("height", "width", "channels", "patch"):
             check(getattr(self, name) > 0, f"VideoShape.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("state_dim", "action_dim"):
+        for name in ("state_dim", "action_dim", "instruction"):
             check(getattr(self, name) >= 0, f"VideoShape.{name} must be >= 0, got {getattr(self, name)}")
         check(
             self.height % self.patch == 0 and self.width % self.patch == 0,
@@ -100,6 +102,13 @@ def cut(images: jax.Array, patch: int, tube: int = 1) -> jax.Array:
     batch, time, height, width, channels = films.shape
     x = films.reshape(batch, time // tube, tube, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, -1, tube * patch * patch * channels)
+
+
+def joined(patches_BLP: jax.Array, grid: tuple[int, int, int], patch: int, tube: int = 1) -> jax.Array:
+    """The inverse of `cut`, as films [B, T, H, W, C] of a grid of tubes in time, rows and columns."""
+    times, rows, columns = grid
+    x = patches_BLP.reshape(len(patches_BLP), times, rows, columns, tube, patch, patch, -1)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, times * tube, rows * patch, columns * patch, x.shape[-1])
 
 
 def chosen(x_BL: jax.Array, places_BK: jax.Array) -> jax.Array:

@@ -40,6 +40,8 @@ class Fields:
         main_text: of HTML pages only the main content; otherwise all their text.
         modules: Python modules that register seqio tasks.
         arrays: name of an array -> the field that holds it, of records with more than text; see `take_arrays`.
+        instruction_bytes: where it is not 0, a record's text also stands at each step of its array `frames`, as the
+            array `instructions` of so many bytes (`VideoShape.instruction`).
     """
 
     text: str = "text"
@@ -50,11 +52,13 @@ class Fields:
     main_text: bool = True
     modules: tuple[str, ...] = ()
     arrays: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    instruction_bytes: int = 0
 
     def __post_init__(self):
         known = " ".join(TEXT_UNITS)
         check(self.text_unit in TEXT_UNITS, f"Fields.text_unit must be one of {known}, not {self.text_unit!r}")
         check(self.max_record_bytes > 0, f"Fields.max_record_bytes must be positive, not {self.max_record_bytes}")
+        check(self.instruction_bytes >= 0, f"Fields.instruction_bytes must be 0 or more, not {self.instruction_bytes}")
 
 
 class Piece(NamedTuple):

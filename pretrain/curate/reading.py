@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 
+from pretrain.core.arrays import from_bytes, instruction, to_bytes
 from pretrain.curate import counts
-from pretrain.curate.documents import DOCUMENTS, REJECTED, UNREADABLE, Unreadable, document_id
+from pretrain.curate.documents import DOCUMENTS, REJECTED, UNREADABLE, Record, Unreadable, document_id
 from pretrain.curate.formats import read_file
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import Fields
@@ -25,6 +27,7 @@ def read_batches(
     characters = 0
     for file in files:
         for item in read_file(file, fields):
+            item = told(item, fields.instruction_bytes) if fields.instruction_bytes else item
             source = item.source or file.source
             if isinstance(item, Unreadable):
                 unreadable.append(item._replace(source=source))
@@ -57,6 +60,24 @@ def read_counted(
         records = documents.num_rows + len(unreadable)
         counted = {"documents": records, "read": read, "unreadable": len(damaged), "problems": damaged[:PROBLEMS]}
         yield documents, _unreadable_rows(unreadable), counted
+
+
+def told(item: Record | Unreadable, size: int) -> Record | Unreadable:
+    """A recording with its text at each step, as the array `instructions`, uint8 [steps, size]."""
+    if isinstance(item, Unreadable):
+        return item
+    arrays = item.arrays or {}
+    try:
+        frames = from_bytes(arrays.get("frames", b""))
+    except ValueError:
+        return item  # `ArrayRules` says so
+    if frames.ndim < 2:
+        return Unreadable(item.origin, "no array frames, at whose steps to say its text", rule="no_frames")
+    try:
+        words = instruction(item.text, size)
+    except ValueError as error:
+        return Unreadable(item.origin, str(error), item.text.encode()[:200], rule="long_instruction")
+    return item._replace(arrays={**arrays, "instructions": to_bytes(np.tile(words, (len(frames), 1)))})
 
 
 def _table(rows: list[tuple]) -> pa.Table:

@@ -27,6 +27,7 @@ def rollout(
     states_BTS: jax.Array | None = None,
     actions_BKA: jax.Array | None = None,
     steps: int | None = None,
+    instructions_BI: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Frames uint8 [batch, steps, H, W, C] and states float32 [batch, steps, S] that follow; traceable.
 
@@ -39,17 +40,20 @@ def rollout(
         states_BTS: in the units of the recording; None where it has none.
         actions_BKA: what is done from the last frame on; None where the recording has none.
         steps: how far to look ahead; None: as many as there are actions.
+        instructions_BI: uint8, what is to be done, as `core.arrays.instruction` gives it.
     """
     module = model.module(params)
     seen_BTNZ = to_patches(frames_BTHWC, video.patch)
     seen_BTNZ = seen_BTNZ if module.codes is None else module.codes.digits(seen_BTNZ)
     known_BT = jnp.ones(frames_BTHWC.shape[:2], jnp.int32)
     states = None if states_BTS is None else video.normalized(states_BTS)
+    told_BTI = _at_each_step(instructions_BI, known_BT)
 
     def ahead(window: tuple, action_BA: jax.Array | None) -> tuple[tuple, tuple]:
         seen_BTNZ, states_BTS = window
         actions = None if action_BA is None else video.normalized(action_BA)[:, None]
-        future = module.imagine(module.encode(seen_BTNZ, states_BTS, known_BT).at(slice(-1, None)), actions)
+        past = module.encode(seen_BTNZ, states_BTS, known_BT, told_BTI)
+        future = module.imagine(past.at(slice(-1, None)), actions)
         next_BNZ = _taken(video, seen_BTNZ[:, -1], module.next_patches(future)[:, 0])
         seen_BTNZ = jnp.concatenate([seen_BTNZ[:, 1:], next_BNZ[:, None]], axis=1)
         state_BS = None
@@ -67,7 +71,12 @@ def rollout(
 
 
 def act(
-    model: FunctionalModel, video: VideoShape, params: Params, frames_BHWC: jax.Array, states_BS: jax.Array | None
+    model: FunctionalModel,
+    video: VideoShape,
+    params: Params,
+    frames_BHWC: jax.Array,
+    states_BS: jax.Array | None,
+    instructions_BI: jax.Array | None = None,
 ) -> jax.Array:
     """What the policy does, float32 [batch, action] in the recording's units; traceable.
 
@@ -75,13 +84,22 @@ def act(
         model, video, params: of `NextFrame`.
         frames_BHWC: uint8, what is seen.
         states_BS: in the recording's units; None where it has none.
+        instructions_BI: uint8, what is to be done, as `core.arrays.instruction` gives it; None for a model without.
     """
     module = model.module(params)
     seen_BTNZ = to_patches(frames_BHWC[:, None], video.patch)
     seen_BTNZ = seen_BTNZ if module.codes is None else module.codes.digits(seen_BTNZ)
     states_BTS = None if states_BS is None else video.normalized(states_BS)[:, None]
     known_BT = jnp.ones(seen_BTNZ.shape[:2], jnp.int32)
-    return video.restored(module.policy(module.encode(seen_BTNZ, states_BTS, known_BT))[:, 0])
+    told_BTI = _at_each_step(instructions_BI, known_BT)
+    return video.restored(module.policy(module.encode(seen_BTNZ, states_BTS, known_BT, told_BTI))[:, 0])
+
+
+def _at_each_step(instructions_BI: jax.Array | None, known_BT: jax.Array) -> jax.Array | None:
+    """Instructions [batch, time, bytes]."""
+    if instructions_BI is None:
+        return None
+    return jnp.broadcast_to(instructions_BI[:, None], (*known_BT.shape, instructions_BI.shape[-1]))
 
 
 def _taken(video: VideoShape, last_BNZ: jax.Array, predicted: jax.Array) -> jax.Array:

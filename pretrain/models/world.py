@@ -2,14 +2,16 @@
 
 Frames are rows of patches, each frame with a token for the robot's own state. An encoder looks at each frame alone, and
 the policy reads it: it has seen no action, and no past from which to copy one (de Haan et al. 2019). So one model is
-both (a vision-language-action model, Brohan et al. 2023, where an instruction is given). A second stack looks back from
+both (a vision-language-action model, Brohan et al. 2023, where an instruction is given: the vector that is
+read from it is added to the state's token). A second stack looks back from
 each place over time, as in the space-time Transformer of Genie (Bruce et al. 2024). An action first says how the
 robot's own state changes. That and the action then steer the norms of a decoder, as a time and a class steer a
 diffusion Transformer's, and the decoder says what changes in the frame, looking within it alone. The split is that of
 V-JEPA 2-AC (Assran et al. 2025). Time is a rotary position, so that a window of any length can be looked at.
 
-Axes: B batch · T time · N patches · Z values of a patch as the model sees it (pixels, or digits of a code) · M = N + 1
-tokens of a frame, its state's the last · R frames, or places, as rows of their own · S state · A action · D embed.
+Axes: B batch · T time · I bytes of an instruction · N patches · Z values of a patch as the model sees it (pixels, or
+digits of a code) · M = N + 1 tokens of a frame, its state's the last · R frames, or places, as rows of their own · S
+state · A action · D embed.
 """
 
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from pretrain.models.attention import attention_mask
 from pretrain.models.codes import PatchCodes
 from pretrain.models.config import TransformerConfig
 from pretrain.models.diffusion import SteeredBlock, grid_sinusoids
+from pretrain.models.instructions import Instruction
 from pretrain.models.layers import Norm, Projection, compute_dtype, param
 from pretrain.models.mlp import Mlp
 from pretrain.models.stack import Context, Stack
@@ -118,20 +121,28 @@ class WorldModel(nnx.Module):
         self.action_out = out_of(action) if action else None
         self.motion, self.motion_norm = Residual(config, rngs=rngs), Norm(config.embed_dim, config)
         layers = config.encoder_layers or config.num_layers
+        self.instruction = Instruction(config, rngs=rngs) if shape.instruction else None
         self.encoder = Stack(config, layers, two_sided=True, rngs=rngs)
         self.history = Stack(config, max(1, layers // HISTORY), rngs=rngs)
         self.decoder = Stack(config, config.num_layers, two_sided=True, block=SteeredBlock, rngs=rngs)
 
-    def encode(self, patches_BTNZ: jax.Array, states_BTS: jax.Array | None, segment_ids_BT: jax.Array) -> Past:
+    def encode(
+        self,
+        patches_BTNZ: jax.Array,
+        states_BTS: jax.Array | None,
+        segment_ids_BT: jax.Array,
+        instructions_BTI: jax.Array | None = None,
+    ) -> Past:
         """What is known at each step.
 
         Args:
             patches_BTNZ: from -1 to 1, as `to_patches` gives them; or digits of their codes.
             states_BTS: from -1 to 1.
             segment_ids_BT: int32, the episode each step is of; 0 for none.
+            instructions_BTI: uint8, what is to be done at each step, padded with 0.
         """
         moves_BTS = None if states_BTS is None else moves(states_BTS, segment_ids_BT)
-        x_BTMD = self._within(self.encoder, self._tokens(patches_BTNZ, states_BTS))
+        x_BTMD = self._within(self.encoder, self._tokens(patches_BTNZ, states_BTS, instructions_BTI))
         present_BTD = x_BTMD[:, :, -1]
         if moves_BTS is not None:
             x_BTMD = x_BTMD.at[:, :, -1].add(self.moves_in(waves(moves_BTS)).astype(x_BTMD.dtype))
@@ -202,9 +213,14 @@ class WorldModel(nnx.Module):
         away_BTND = self.away_in(waves(centres_N2 - states_BTS[:, :, None, :2]))
         return jnp.pad(away_BTND, ((0, 0), (0, 0), (0, 1), (0, 0)))
 
-    def _tokens(self, patches_BTNZ: jax.Array, states_BTS: jax.Array | None) -> jax.Array:
+    def _tokens(
+        self, patches_BTNZ: jax.Array, states_BTS: jax.Array | None, instructions_BTI: jax.Array | None
+    ) -> jax.Array:
         patches_BTND = self.patch_in(patches_BTNZ)
         state_BTD = jnp.zeros_like(patches_BTND[:, :, 0]) if states_BTS is None else self.state_in(waves(states_BTS))
+        if self.instruction is not None and instructions_BTI is not None:
+            told_RD = self.instruction(instructions_BTI.reshape(-1, instructions_BTI.shape[-1]))
+            state_BTD = state_BTD + told_RD.reshape(state_BTD.shape)
         x_BTMD = jnp.concatenate([patches_BTND, state_BTD[:, :, None]], axis=2)
         if states_BTS is not None:
             x_BTMD = x_BTMD + self._away(states_BTS)

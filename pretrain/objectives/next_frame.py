@@ -3,7 +3,8 @@
 A world model (Ha and Schmidhuber 2018; Hafner et al. 2020) and a policy by behaviour cloning, in one. Frames are
 predicted as the change of their pixels, or, with `VideoShape.levels`, as codes of a tokenizer that is trained along
 (after Hu et al. 2023, "GAIA-1"). Actions that were taken and actions that should be are two features, so that a robot
-may be recorded under noise and still teach what was right (DART, Laskey et al. 2017).
+may be recorded under noise and still teach what was right (DART, Laskey et al. 2017). With `VideoShape.instruction` a
+text says what is to be done, and the policy follows it (RT-1, Brohan et al. 2022).
 
 Axes: B batch · T time · N patches · P values of a patch · S state · A action · Z digits · K codes.
 """
@@ -93,6 +94,8 @@ class NextFrame(Objective):
         if v.action_dim:
             specs |= {"actions": spec("float32", v.action_dim), "action_targets": spec("float32", v.action_dim)}
             specs["action_weights"] = spec("float32")
+        if v.instruction:
+            specs["instructions"] = spec("uint8", v.instruction)
         return specs | {"segment_ids": spec("int32"), "loss_weights": spec("float32")}
 
     def forward(self, model: Any, batch: dict[str, jax.Array]) -> Output:
@@ -105,7 +108,7 @@ class NextFrame(Objective):
         states_BTS, actions_BTA = (
             self.video.normalized(batch[name]) if name in batch else None for name in ("states", "actions")
         )
-        past = model.encode(seen_BTNZ, states_BTS, batch["segment_ids"])
+        past = model.encode(seen_BTNZ, states_BTS, batch["segment_ids"], batch.get("instructions"))
         steps = self.steps(past.tokens_BTMD.shape[1])
         actions_BTA = None if actions_BTA is None else actions_BTA[:, steps]
         return Output({"past": past, "future": model.imagine(past.at(steps), actions_BTA), **found})

@@ -1,5 +1,6 @@
 """Recordings in LeRobot's layout: versions, what is broken or missing, what is written. The data sets are made here."""
 
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -13,10 +14,11 @@ from PIL import Image
 from pretrain.core.arrays import from_bytes, to_bytes
 from pretrain.core.errors import UserError
 from pretrain.curate import lerobot_writer
-from pretrain.curate.documents import Record, Unreadable
+from pretrain.curate.documents import Record, Unreadable, arrays_of
 from pretrain.curate.formats import find_inputs, read_file
 from pretrain.curate.lerobot_writer import write_recordings
 from pretrain.curate.readers import Fields
+from pretrain.curate.reading import read_batches
 from pretrain.main import main
 
 FIELDS = Fields(arrays={"frames": "observation.image", "states": "observation.state", "actions": "action"})
@@ -230,3 +232,20 @@ def test_the_command_turns_an_old_data_set_into_a_new_one(tmp_path, capsys):
     for record, seen in zip(found, (frames[0], frames[2]), strict=True):
         np.testing.assert_array_equal(from_bytes(record.arrays["frames"]), seen)
     assert main(["record", given[0]]) == 2
+
+
+def test_an_instruction_stands_at_each_step(tmp_path):
+    data_set(tmp_path / "data_set", "v3.0")
+    files, _ = find_inputs(f"lerobot:{tmp_path / 'data_set'}", "robot")
+    fields = dataclasses.replace(FIELDS, instruction_bytes=6)
+    ((documents, unreadable),) = read_batches(files, fields, 0.0)
+    assert not unreadable
+    for text, arrays in zip(documents["text"].to_pylist(), arrays_of(documents), strict=True):
+        told, frames = from_bytes(arrays["instructions"]), from_bytes(arrays["frames"])
+        assert told.dtype == np.uint8 and told.shape == (len(frames), 6)
+        assert {bytes(row).rstrip(b"\0").decode() for row in told} == {text} <= {"push", "pull"}
+    ((documents, unreadable),) = read_batches(files, dataclasses.replace(fields, instruction_bytes=3), 0.0)
+    assert not documents.num_rows and {item.rule for item in unreadable} == {"long_instruction"}
+    no_frames = dataclasses.replace(fields, arrays={"states": "observation.state"})
+    ((documents, unreadable),) = read_batches(files, no_frames, 0.0)
+    assert not documents.num_rows and [item.rule for item in unreadable] == ["no_frames"] * 3

@@ -1,12 +1,20 @@
 """The next-frame objective against numpy: what is predicted where, and what counts."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from tiny import CONFIG
 
+from pretrain.core.arrays import instruction
 from pretrain.core.errors import UserError
 from pretrain.core.video import VideoShape, to_patches
+from pretrain.evaluate.rollout import act
+from pretrain.models.build import build_model
 from pretrain.objectives.next_frame import NextFrame
 
 VIDEO = VideoShape(4, 8, 1, patch=4, lowest=-1.0, highest=1.0)
@@ -65,6 +73,41 @@ def test_the_last_steps_alone_may_be_imagined():
     for name, term in of_last.items():
         np.testing.assert_allclose(term.sum, of_every[name].sum, rtol=1e-6)
         assert term.weight == of_every[name].weight
+
+
+def test_the_policy_does_what_it_is_told():
+    """The same frames and states with two instructions, which ask for opposite actions."""
+    video = VideoShape(4, 8, 1, patch=4, instruction=8, lowest=-1.0, highest=1.0)
+    objective, rng = NextFrame(video), np.random.default_rng(0)
+    needs = objective.model_needs
+    model = build_model(dataclasses.replace(CONFIG, architecture="encoder_decoder"), needs)
+    told = np.stack([instruction(text, 8) for text in ("left", "right")])
+    rows = {name: np.repeat(array[:1], 2, axis=0) for name, array in packed(video).items()}
+    rows["instructions"] = np.repeat(told[:, None], SEGMENTS.shape[1], axis=1)
+    rows["action_targets"][:] = np.array([-0.5, 0.5])[:, None, None]
+    rows["action_weights"] = (rows["frames_segment_ids"] > 0).astype(np.float32)
+    batch, optimizer = objective.finish(rows, rng), optax.adam(3e-3)
+
+    def loss(values):
+        module = model.module(values)
+        return objective.loss(objective.head(module, objective.forward(module, batch).hidden, batch), batch)[0][
+            "action"
+        ].sum
+
+    @jax.jit
+    def fit(values):
+        def update(carry, _):
+            values, moments = carry
+            changes, moments = optimizer.update(jax.grad(loss)(values), moments)
+            return (optax.apply_updates(values, changes), moments), None
+
+        return jax.lax.scan(update, (values, optimizer.init(values)), length=100)[0][0]
+
+    values = fit(jax.jit(model.init)(jax.random.key(0)))
+    done = jax.jit(functools.partial(act, model, video))
+    frames, states = rows["frames"][:, 0], rows["states"][:, 0]
+    np.testing.assert_allclose(done(values, frames, states, told), rows["action_targets"][:, 0], atol=0.1)
+    np.testing.assert_allclose(done(values, frames, states, told[::-1]), -rows["action_targets"][:, 0], atol=0.1)
 
 
 def test_numbers_are_scaled_to_their_range():
