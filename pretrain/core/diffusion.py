@@ -4,11 +4,10 @@ At time t, from 0 to 1, a picture x is seen as  signal(t) x + noise(t) e  with e
 (DDPM's betas, Ho et al. 2020, in the limit of many steps, Song et al. 2021), "cosine" (Nichol and Dhariwal 2021) and
 "straight" (flow matching, Lipman et al. 2023; rectified flow, Liu et al. 2023). Predictions: the noise, the picture, v
 = signal e - noise x (Salimans and Ho 2022), and the flow e - x.
-
-Axes: B batch · N patches · P values of a patch.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import gin
@@ -27,12 +26,15 @@ SMALLEST = 1e-4  # no signal or noise is divided by less
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class PictureShape:
-    """Sizes of pictures and number of classes.
+    """Sizes of pictures, or of short films, and number of classes.
 
     Attributes:
         height, width, channels: of a picture; values are uint8.
         patch: side of a square patch, in pixels.
         classes: kinds of pictures, 1 where all are of one kind; one more stands for none.
+        frames, tube: of a film, and of one patch of it; 1 for pictures.
+        given: frames that a film begins with and that are seen without noise; the others are drawn.
+        levels: of the digits of a patch's code, where codes of a small tokenizer are drawn; () for pixels.
     """
 
     height: int = 32
@@ -40,25 +42,50 @@ class PictureShape:
     channels: int = 1
     patch: int = 2
     classes: int = 10
+    frames: int = 1
+    tube: int = 1
+    given: int = 0
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("height", "width", "channels", "patch", "classes"):
+        for name in ("height", "width", "channels", "patch", "classes", "frames", "tube"):
             check(getattr(self, name) > 0, f"PictureShape.{name} must be > 0, got {getattr(self, name)}")
         check(
             self.height % self.patch == 0 and self.width % self.patch == 0,
             f"PictureShape: {self.height} x {self.width} pixels cannot be cut into patches of {self.patch}",
         )
+        check(
+            self.frames % self.tube == 0 and self.given % self.tube == 0 and 0 <= self.given < self.frames,
+            f"PictureShape: {self.frames} frames, of which {self.given} are given, cannot be cut into tubes of "
+            f"{self.tube}",
+        )
+        check(min(self.levels, default=2) >= 2, f"PictureShape.levels must be 2 or more each, got {self.levels}")
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.height // self.patch, self.width // self.patch
+    def grid(self) -> tuple[int, int, int]:
+        """Tubes in time, and rows and columns of patches."""
+        return self.frames // self.tube, self.height // self.patch, self.width // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture or a film."""
+        return math.prod(self.grid)
+
+    @property
+    def given_patches(self) -> int:
+        """Patches of the frames that are given; they come first."""
+        return self.patches * self.given // self.frames
 
     @property
     def patch_values(self) -> int:
-        """Numbers of a patch."""
-        return self.patch**2 * self.channels
+        """Pixels of a patch, by channel."""
+        return self.tube * self.patch**2 * self.channels
+
+    @property
+    def values(self) -> int:
+        """Numbers of a patch as the model sees it: its pixels, or the digits of its code."""
+        return len(self.levels) or self.patch_values
 
 
 def signal_and_noise(path: Path, times: jax.Array) -> tuple[jax.Array, jax.Array]:

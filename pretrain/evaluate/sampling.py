@@ -1,6 +1,6 @@
 """Pictures out of noise: DDIM (Song et al. 2020) and Euler's steps along the flow, with classifier-free guidance.
 
-Axes: B batch · N patches · P values of a patch · K steps.
+Axes: B batch · N patches · P pixels of a patch · Z values of a patch as the model sees it · K steps.
 """
 
 from typing import Any, Literal
@@ -19,6 +19,7 @@ def sample(
     shape: PictureShape,
     key: jax.Array,
     labels_B: jax.Array,
+    given_BNP: jax.Array | None = None,
     *,
     path: Path,
     predict: Prediction,
@@ -26,7 +27,7 @@ def sample(
     sampler: Sampler = "ddim",
     guidance: float = 1.0,
 ) -> jax.Array:
-    """Patches from -1 to 1, float32 [batch, patches, values]; traceable.
+    """Patches of pixels from -1 to 1, float32 [batch, patches, pixels]; traceable.
 
     Both samplers go from time 1 to 0 in even steps. DDIM takes the picture and the noise that the model sees and puts
     them together as the next time has them; Euler follows the path's slope, d/dt (signal picture + noise e), which on
@@ -37,35 +38,45 @@ def sample(
         shape: of the pictures.
         key: of the noise to begin with.
         labels_B: int32, classes.
+        given_BNP: patches of the frames that films begin with, as many as `shape.given_patches`.
         path, predict: as the model was trained.
         steps: calls of the model.
         sampler: "ddim" or "euler".
         guidance: how far to go from what is said without a label to what is said with it; 1 is the model itself.
     """
     batch, none_B = labels_B.shape[0], jnp.full_like(labels_B, shape.classes)
-    rows, columns = shape.grid
-    x_BNP = jax.random.normal(key, (batch, rows * columns, shape.patch_values))
+    first_BNZ = jnp.zeros((batch, 0, shape.values)) if given_BNP is None else given_BNP
+    if module.codes is not None and given_BNP is not None:
+        first_BNZ = module.codes.centred(module.codes.digits(given_BNP))
+    assert first_BNZ.shape[1] == shape.given_patches, f"{shape.given} frames must be given"
     times_K = jnp.linspace(FIRST, 0.0, steps + 1)
 
-    def said(x_BNP: jax.Array, time: jax.Array) -> jax.Array:
+    def begun(x_BNZ: jax.Array) -> jax.Array:
+        """With the given frames in their place."""
+        return x_BNZ.at[:, : shape.given_patches].set(first_BNZ)
+
+    def said(x_BNZ: jax.Array, time: jax.Array) -> jax.Array:
         times_B = jnp.full((batch,), time)
-        with_label = module.said(module(x_BNP, times_B, labels_B))
+        with_label = module.said(module(x_BNZ, times_B, labels_B))
         if guidance == 1:
             return with_label
-        without = module.said(module(x_BNP, times_B, none_B))
+        without = module.said(module(x_BNZ, times_B, none_B))
         return without + guidance * (with_label - without)
 
-    def step(x_BNP: jax.Array, times: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def step(x_BNZ: jax.Array, times: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         now, then = times
         a, b = signal_and_noise(path, now)
-        picture, noise = picture_and_noise(predict, said(x_BNP, now), x_BNP, a, b)
+        picture, noise = picture_and_noise(predict, said(begun(x_BNZ), now), x_BNZ, a, b)
         picture = jnp.clip(picture, -1, 1)
-        noise = (x_BNP - a * picture) / b  # the noise that goes with the picture as it was cut
+        noise = (x_BNZ - a * picture) / b  # the noise that goes with the picture as it was cut
         if sampler == "euler":
             slopes = jax.jvp(lambda t: signal_and_noise(path, t), (now,), (jnp.ones_like(now),))[1]
-            return x_BNP + (then - now) * (slopes[0] * picture + slopes[1] * noise), None
+            return x_BNZ + (then - now) * (slopes[0] * picture + slopes[1] * noise), None
         next_a, next_b = signal_and_noise(path, then)
         return next_a * picture + next_b * noise, None
 
-    x_BNP, _ = jax.lax.scan(step, x_BNP, (times_K[:-1], times_K[1:]))
-    return jnp.clip(x_BNP, -1, 1)
+    noise_BNZ = jax.random.normal(key, (batch, shape.patches, shape.values))
+    x_BNZ, _ = jax.lax.scan(step, noise_BNZ, (times_K[:-1], times_K[1:]))
+    x_BNZ = begun(x_BNZ)
+    patches_BNP = x_BNZ if module.codes is None else module.codes.patches(module.codes.nearest(x_BNZ))
+    return jnp.clip(patches_BNP, -1, 1)

@@ -49,5 +49,12 @@ class PatchCodes(nnx.Module):
 
     def patches(self, digits: jax.Array) -> jax.Array:
         """Patches, float32 [..., P], of digits [..., Z]."""
-        centred = digits * (2 / (np.array(self.levels) - 1)) - 1
-        return self.decode_out(jax.nn.gelu(self.decode_in(centred))).astype(jnp.float32)
+        return self.decode_out(jax.nn.gelu(self.decode_in(self.centred(digits)))).astype(jnp.float32)
+
+    def centred(self, digits: jax.Array) -> jax.Array:
+        """Digits on a scale from -1 to 1."""
+        return digits * (2 / (np.array(self.levels) - 1)) - 1
+
+    def nearest(self, centred: jax.Array) -> jax.Array:
+        """The digits that are nearest to numbers from -1 to 1."""
+        return jnp.round((centred + 1) * ((np.array(self.levels) - 1) / 2))

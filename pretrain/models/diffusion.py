@@ -1,10 +1,11 @@
 """The diffusion Transformer, whose norms are steered by time and class (DiT, Peebles and Xie 2023, arXiv:2212.09748).
 
-Patches of a noisy picture attend to each other. In every layer a linear map of the time's and the class's embedding
-shifts and scales what goes into attention and MLP, and gates what comes out; the gates begin at 0, so a fresh layer
-does nothing.
+Patches of a noisy picture, or tubes of a film, attend to each other. What is noisy are their pixels, or the codes of a
+small tokenizer that is trained along (latent diffusion, Rombach et al. 2022). In every layer a linear map of the time's
+and the class's embedding shifts and scales what goes into attention and MLP, and gates what comes out; the gates begin
+at 0, so a fresh layer does nothing.
 
-Axes: B batch · N patches · P values of a patch · D embed.
+Axes: B batch · N patches · Z values of a patch as the model sees it (pixels, or digits of a code) · D embed.
 """
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from pretrain.core.diffusion import PictureShape
 from pretrain.core.errors import check
 from pretrain.models.attention import Attention, attention_mask
+from pretrain.models.codes import PatchCodes
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import Projection, compute_dtype, param
 from pretrain.models.mlp import Mlp
@@ -57,8 +59,8 @@ class DiffusionTransformer(nnx.Module):
     """Says of noisy pictures what `core.diffusion.Prediction` asks for.
 
     Args:
-        config: of the layers; positions are sinusoids of row and column.
-        shape: of the pictures.
+        config: of the layers; positions are sinusoids of row and column, and of time.
+        shape: of the pictures or films.
     """
 
     def __init__(self, config: TransformerConfig, shape: PictureShape, *, rngs: nnx.Rngs):
@@ -66,7 +68,8 @@ class DiffusionTransformer(nnx.Module):
         check(fits, "a diffusion Transformer has positions = 'none' and an embed_dim that is a multiple of 4")
         self.config, self.shape = config, shape
         embed, axes = (config.embed_dim,), ("embed", None)
-        self.patch_in = Projection((shape.patch_values,), embed, (None, "embed"), config, rngs=rngs)
+        self.codes = PatchCodes(config, shape.patch_values, shape.levels, rngs=rngs) if shape.levels else None
+        self.patch_in = Projection((shape.values,), embed, (None, "embed"), config, rngs=rngs)
         self.time_in = Projection((WAVES,), embed, (None, "embed"), config, rngs=rngs, scale=0.02)
         self.time_out = Projection(embed, embed, axes, config, rngs=rngs, scale=0.02)
         classes = 0.02 * jax.random.normal(rngs.params(), (shape.classes + 1, config.embed_dim), config.param_dtype)
@@ -74,18 +77,18 @@ class DiffusionTransformer(nnx.Module):
         options = {"two_sided": True, "block": SteeredBlock, "final_norm": False}
         self.stack = Stack(config, config.num_layers, rngs=rngs, **options)
         self.last_steer = Projection(embed, (2, *embed), ("embed", None, None), config, rngs=rngs, scale=0.0)
-        self.patch_out = Projection(embed, (shape.patch_values,), axes, config, rngs=rngs, scale=0.0)
+        self.patch_out = Projection(embed, (shape.values,), axes, config, rngs=rngs, scale=0.0)
 
-    def __call__(self, seen_BNP: jax.Array, times_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+    def __call__(self, seen_BNZ: jax.Array, times_B: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Hidden states [batch, patches, embed] before the last layer, already normed.
 
         Args:
-            seen_BNP: noisy patches.
+            seen_BNZ: noisy patches; those of frames that are given come without noise.
             times_B: from 0 (no noise) to 1.
             labels_B: int32, classes; `shape.classes` for none.
         """
         dtype = compute_dtype(self.config)
-        x_BND = self.patch_in(seen_BNP) + jnp.asarray(grid_sinusoids(*self.shape.grid, self.config.embed_dim), dtype)
+        x_BND = self.patch_in(seen_BNZ) + self._places().astype(dtype)
         time_BD = self.time_out(jax.nn.silu(self.time_in(sinusoids(times_B * TIME_UNITS, WAVES))))
         condition_BD = (time_BD + self.classes[...].astype(dtype)[labels_B]).astype(dtype)
         valid_BN = jnp.ones(x_BND.shape[:2], jnp.int32)
@@ -94,6 +97,14 @@ class DiffusionTransformer(nnx.Module):
         x_BND, _, _ = self.stack(x_BND, Context(sight, valid_BN > 0, condition_BD=condition_BD))
         shift_B1D, scale_B1D = jnp.split(self.last_steer(jax.nn.silu(condition_BD)), 2, axis=1)
         return plain_norm(x_BND, shift_B1D, scale_B1D, self.config.norm_epsilon)
+
+    def _places(self) -> jax.Array:
+        """Where patches are, and when in a film: float32 [patches, embed]."""
+        (times, rows, columns), embed = self.shape.grid, self.config.embed_dim
+        places_ND = jnp.asarray(grid_sinusoids(rows, columns, embed))
+        if times == 1:
+            return places_ND
+        return jnp.concatenate([places_ND + wave_D for wave_D in sinusoids(jnp.arange(times), embed)])
 
     def said(self, hidden_BND: jax.Array) -> jax.Array:
         """The prediction, float32 [batch, patches, values]."""

@@ -76,8 +76,9 @@ SETTINGS: dict[str, list[dict]] = {
 }
 VIDEO = VideoShape(4, 8, 1, patch=4, lowest=-2.0, highest=2.0)
 SETTINGS["NextFrame"] = [
-    {"video": dataclasses.replace(VIDEO, state_is_place=True)}, {"video": dataclasses.replace(VIDEO, levels=(2, 2))}
-]  # fmt: skip
+    {"video": dataclasses.replace(VIDEO, state_is_place=True)},
+    {"video": dataclasses.replace(VIDEO, levels=(2, 2), instruction=5)},
+]
 
 
 def recorded(objective: Objective, lengths: list[list[int]]) -> Batch:
@@ -92,6 +93,7 @@ def recorded(objective: Objective, lengths: list[list[int]]) -> Batch:
         "frames": frames * real[..., None, None, None].astype(np.uint8),
         "states": numbers(v.state_dim), "actions": numbers(v.action_dim), "action_targets": numbers(v.action_dim),
         "action_weights": (real & (np.arange(LENGTH) % 3 > 0)).astype(np.float32),
+        "instructions": rng.integers(0, 256, (*segments.shape, v.instruction), np.uint8) * real[..., None],
         "frames_segment_ids": segments,
     }  # fmt: skip
 
@@ -105,15 +107,20 @@ SETTINGS["MaskedPictures"] = [
 SETTINGS["HiddenFeatures"] = [HIDDEN]
 
 PICTURE = PictureShape(4, 8, 1, patch=4, classes=3)
-SETTINGS["Diffusion"] = [{"picture": PICTURE}]
+SETTINGS["Diffusion"] = [
+    {"picture": PICTURE},
+    {"picture": dataclasses.replace(PICTURE, frames=4, tube=2, given=2)},
+    {"picture": dataclasses.replace(PICTURE, levels=(3, 3, 3))},
+]
 
 
 def pictured(objective: Objective, lengths: list[list[int]]) -> Batch:
-    """Rows of a picture and its class; none where a row has no lengths, a broken one in the row of 3 elements."""
+    """Rows of a picture or film and its class; none where a row has no lengths, a broken one where it has 3."""
     rng, p, rows = np.random.default_rng(0), objective.picture, []
     for number, row in enumerate(lengths):
-        image = rng.integers(0, 256, (p.height, p.width, p.channels)).astype(np.uint8)
-        record = {"image": image, "label": np.array([number % p.classes] * (sum(row) != 3), np.int32)}
+        seen = rng.integers(0, 256, (*[p.frames + 2] * (p.frames > 1), p.height, p.width, p.channels)).astype(np.uint8)
+        label = np.array([number % p.classes] * (sum(row) != 3), np.int32)
+        record = dict(zip(objective.features, (seen, label), strict=True))
         rows.append(objective.prepare(record, rng)["row"] * np.uint8(bool(row)))
     return {"row": np.stack(rows), "segment_ids": np.array([[bool(row)] for row in lengths], np.int32)}
 

@@ -14,6 +14,7 @@ from pretrain.core.diffusion import PictureShape, picture_and_noise, signal_and_
 from pretrain.core.errors import UserError
 from pretrain.core.images import encode
 from pretrain.core.objective import ModelNeeds
+from pretrain.core.video import cut, digits_of, joined
 from pretrain.evaluate.sampling import sample
 from pretrain.models.build import build_model
 from pretrain.models.diffusion import grid_sinusoids
@@ -56,7 +57,7 @@ class Knows:
 
     def __init__(self, path, predict):
         rng = np.random.default_rng(1)
-        self.path, self.predict = path, predict
+        self.path, self.predict, self.codes = path, predict, None
         self.pictures = jnp.asarray(rng.uniform(-0.5, 0.5, (4, 2, 16)), jnp.float32).at[3].set(0.0)
 
     def __call__(self, seen_BNP, times_B, labels_B):
@@ -84,6 +85,85 @@ def test_guidance_goes_beyond_what_the_label_says():
     model, labels = Knows("straight", "flow"), jnp.array([0, 2, 1])
     draw = functools.partial(sample, model, SHAPE, path="straight", predict="flow", steps=10, guidance=1.5)
     np.testing.assert_allclose(jax.jit(draw)(jax.random.key(0), labels), 1.5 * model.pictures[labels], atol=0.01)
+
+
+FILM = dataclasses.replace(SHAPE, frames=4, tube=2, given=2, classes=1)
+
+
+class Copies:
+    """A model of films that says: the frames to come are those that were given, as it sees them."""
+
+    codes = None
+
+    def __call__(self, seen_BNP, times_B, labels_B):
+        a, b = (each[:, None, None] for each in signal_and_noise("straight", times_B))
+        picture = jnp.tile(seen_BNP[:, : FILM.given_patches], (1, 2, 1))
+        return wanted("flow", picture, (seen_BNP - a * picture) / b, a, b)
+
+    def said(self, hidden):
+        return hidden
+
+
+def test_a_film_goes_on_from_frames_that_are_given_and_stay():
+    given = jax.random.uniform(jax.random.key(1), (3, FILM.given_patches, FILM.patch_values), minval=-1)
+    draw = functools.partial(sample, Copies(), FILM, path="straight", predict="flow", steps=10)
+    found = jax.jit(draw)(jax.random.key(0), jnp.zeros(3, jnp.int32), given)
+    np.testing.assert_array_equal(found[:, : FILM.given_patches], given)
+    np.testing.assert_allclose(found[:, FILM.given_patches :], given, atol=1e-5)
+    with pytest.raises(AssertionError, match="2 frames must be given"):
+        draw(jax.random.key(0), jnp.zeros(3, jnp.int32))
+
+
+def test_given_frames_are_shown_without_noise_and_not_learned():
+    objective, shown = Diffusion(FILM), {}
+    film = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 8, 1), np.uint8)
+    batch = {"frames": film, "labels": np.zeros(2, np.int32), "noise": np.arange(2, dtype=np.int32)}
+    batch |= {"loss_weights": np.ones(2, np.float32), "unusable": np.zeros(2, np.float32)}
+
+    class Looks(Copies):
+        def __call__(self, seen_BNP, times_B, labels_B):
+            shown["seen"] = seen_BNP
+            return jnp.zeros_like(seen_BNP)
+
+    model = Looks()
+    hidden = objective.forward(model, batch).hidden
+    given, patches = FILM.given_patches, np.asarray(objective.patches(batch))
+    np.testing.assert_array_equal(shown["seen"][:, :given], patches[:, :given])
+    assert np.abs(shown["seen"][:, given:] - patches[:, given:]).min(axis=(1, 2)).max() > 0
+    outputs = objective.head(model, hidden, batch)
+    loss = objective.loss(outputs, batch)[0]["denoising"].sum
+    of = lambda part: objective.loss({**outputs, "said": outputs["said"].at[:, part].add(1.0)}, batch)[0]  # noqa: E731
+    assert of(slice(given))["denoising"].sum == loss
+    assert of(slice(given, None))["denoising"].sum != loss
+
+
+def test_codes_are_drawn_and_become_pixels():
+    shape = dataclasses.replace(SHAPE, levels=(5, 4, 3))
+    needs = dataclasses.replace(NEEDS, shape=shape)
+    model, values = build_model(SMALL, needs), params(SMALL, needs)
+    pixels = jax.random.uniform(jax.random.key(2), (2, 2, 16), minval=-1)
+
+    @jax.jit
+    def tried(values):
+        module = model.module(values)
+        digits = module.codes.digits(pixels)
+        centred = module.codes.centred(digits)
+        said = sample(module, shape, jax.random.key(0), jnp.zeros(2, jnp.int32), path="straight", predict="flow")
+        return digits, module.codes.nearest(centred), centred, said, module.codes.patches(digits)
+
+    digits, again, centred, drawn, _ = tried(values)
+    np.testing.assert_array_equal(digits, again)
+    assert (centred >= -1).all() and (centred <= 1).all() and drawn.shape == (2, 2, 16)
+    every = digits_of(jnp.arange(5 * 4 * 3), shape.levels)
+    patches = jnp.clip(jax.jit(lambda values: model.module(values).codes.patches(every))(values), -1, 1)
+    off = jnp.abs(drawn[:, :, None] - patches).max(-1).min(-1)
+    np.testing.assert_allclose(off, 0, atol=1e-5)  # every patch that is drawn is that of a code
+
+
+def test_tubes_are_cut_and_joined_again():
+    film = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 8, 3), np.uint8)
+    np.testing.assert_array_equal(joined(cut(film, 2, 2), (2, 3, 4), 2, 2), film)
+    np.testing.assert_array_equal(joined(cut(film[:, 0], 2), (1, 3, 4), 2)[:, 0], film[:, 0])
 
 
 def test_a_row_draws_the_same_wherever_it_stands():
@@ -122,6 +202,14 @@ def test_pictures_come_encoded_or_as_pixels_and_broken_ones_are_counted():
     np.testing.assert_array_equal(batch["images"][:2], [pixels, pixels])
     assert batch["labels"][:2].tolist() == [2, 2]
     assert batch["loss_weights"].tolist() == [1, 1, 0, 0, 0, 0, 0] and batch["unusable"].sum() == 5
+
+
+def test_films_need_no_class_and_short_ones_are_counted():
+    objective, film = Diffusion(FILM), np.arange(5 * 32, dtype=np.uint8).reshape(5, 4, 8, 1)
+    assert objective.features == ("frames",) and Diffusion(SHAPE).features == ("image", "label")
+    batch = objective.finish(rows_of(objective, {"frames": film}, {"frames": film[:3]}), np.random.default_rng(0))
+    assert batch["loss_weights"].tolist() == [1, 0] and batch["unusable"].tolist() == [0, 1]
+    assert any((batch["frames"][0] == film[first : first + 4]).all() for first in (0, 1))
 
 
 def test_a_fresh_layer_does_nothing_and_a_trained_one_minds_time_and_class():
@@ -179,6 +267,13 @@ def test_what_cannot_be_is_refused():
         PictureShape(4, 8, 1, patch=3)
     with pytest.raises(UserError, match="classes must be > 0"):
         PictureShape(4, 8, 1, patch=4, classes=0)
+    for wrong in ({"frames": 3, "tube": 2}, {"frames": 4, "tube": 2, "given": 3}, {"frames": 2, "given": 2}):
+        with pytest.raises(UserError, match="cannot be cut into tubes"):
+            PictureShape(4, 8, 1, patch=4, **wrong)
+    with pytest.raises(UserError, match="levels must be 2 or more"):
+        PictureShape(4, 8, 1, patch=4, levels=(1, 3))
+    with pytest.raises(UserError, match="reconstruction must be > 0"):
+        Diffusion(SHAPE, reconstruction=0.0)
     with pytest.raises(UserError, match=r"Diffusion\.predict must be"):
         Diffusion(SHAPE, predict="image")
     with pytest.raises(UserError, match="positions"):
