@@ -22,6 +22,7 @@ from sklearn.neural_network import MLPClassifier
 
 from pretrain.core.diffusion import PictureShape
 from pretrain.core.storage import write_json
+from pretrain.core.video import joined
 from pretrain.data.cache import read_info
 from pretrain.data.documents import stored_examples
 from pretrain.evaluate.sampling import sample
@@ -98,20 +99,13 @@ class Studio:
 
     def draw(self, weights: dict, **options) -> np.ndarray:
         """Pictures float32 [samples, pixels]: patches put together."""
-        patches = np.asarray(self.painter(**options)(weights, jax.random.key(0)))
-        return together(patches, self.experiment.objective.picture)
+        patches, shape = self.painter(**options)(weights, jax.random.key(0)), self.experiment.objective.picture
+        return np.asarray(joined(patches, shape.grid, shape.patch)).reshape(len(patches), -1)
 
     def judge(self, images: np.ndarray) -> dict[str, float]:
         """Share that is recognised, and the distance from real ones."""
         distance = frechet(features(self.classifier, images), self.far)
         return {"recognised": round(self.classifier.score(images, self.labels), 4), "distance": round(distance, 3)}
-
-
-def together(patches: np.ndarray, shape: PictureShape) -> np.ndarray:
-    """Patches [n, patches, values] of one channel as pictures [n, pixels]."""
-    rows, columns = shape.grid
-    x = patches.reshape(-1, rows, columns, shape.patch, shape.patch).transpose(0, 1, 3, 2, 4)
-    return x.reshape(len(patches), -1)
 
 
 def write_picture(path: str, images: np.ndarray, shape: PictureShape) -> None:
