@@ -45,7 +45,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.functional import FunctionalModel, Params
 from pretrain.objectives.base import Objective, check_architecture, import_objectives
 from pretrain.objectives.causal import Causal
-from pretrain.pairs import score_pairs
+from pretrain.own_scores import own_scores
 from pretrain.plan.costs import Costs
 from pretrain.plan.planner import ratio_warning
 from pretrain.plan.sweep import Sweep
@@ -200,7 +200,7 @@ class Experiment:
             batches = (batch for _, batch in loader.iterate())
             spec = self.task.batch_spec(training.batch_size, training.sequence_length)
             scores = score_objective(builder.evaluate, spec, params, self.mesh, batches)
-            scores |= score_pairs(self.model, params, self.task, self.mesh, self.data, self.tokenizer)
+            scores |= own_scores(self.model, params, self.task, self.mesh, self.data, self.tokenizer)
         result = {"step": step, "objective": type(self.objective).__name__, **scores}
         processes.first_alone(write_json, path, result)
         return result

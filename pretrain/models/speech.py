@@ -49,7 +49,18 @@ class SpeechTransformer(Transformer):
 
     def transcribe(self, samples_BT: jax.Array, text: Tokens) -> Output:
         """Hidden states of the decoder, [B, L, embed], which has read `text`, one a row."""
+        return self.translate(*self._heard(samples_BT), text)
+
+    def listen(self, samples_BT: jax.Array) -> jax.Array:
+        """The encoder's hidden states, [B, S, embed], for `put_down`."""
+        return self.read(*self._heard(samples_BT)).hidden
+
+    def put_down(self, memory_BSD: jax.Array, text: Tokens) -> jax.Array:
+        """Hidden states as of `transcribe`, from what `listen` gave."""
+        return self.write(memory_BSD, jnp.ones(memory_BSD.shape[:2], jnp.int32), text).hidden
+
+    def _heard(self, samples_BT: jax.Array) -> Tokens:
+        """What goes into the encoder, with segment ids and positions, [B, S] each."""
         x_BSD = self.hear(samples_BT)
         heard_BS = jnp.ones(x_BSD.shape[:2], jnp.int32)
-        positions_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), heard_BS.shape)
-        return self.translate(x_BSD, heard_BS, positions_BS, text)
+        return x_BSD, heard_BS, jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), heard_BS.shape)

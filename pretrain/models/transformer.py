@@ -110,15 +110,23 @@ class Transformer(nnx.Module):
         self, x_BSD: jax.Array, segment_ids_BS: jax.Array, positions_BS: jax.Array, targets: Tokens
     ) -> Output:
         """As `encode_decode`, of inputs that are embedded: words, or what else an encoder can read."""
+        read = self.read(x_BSD, segment_ids_BS, positions_BS)
+        written = self.write(read.hidden, segment_ids_BS, targets)
+        return Output(written.hidden, {**written.terms, **read.terms}, {**written.metrics, **read.metrics})
+
+    def read(self, x_BSD: jax.Array, segment_ids_BS: jax.Array, positions_BS: jax.Array) -> Output:
+        """The encoder's hidden states [batch, length of inputs, embed], which a decoder looks at."""
         context = self._context(self.encoder, segment_ids_BS, positions_BS, causal=False)
-        memory_BSD, _, encoder_routing = self.encoder(x_BSD, context)
+        memory_BSD, _, routing = self.encoder(x_BSD, context)
+        return Output(memory_BSD, *self._router_terms(routing, context.valid_BL, "encoder_"))
+
+    def write(self, memory_BSD: jax.Array, segment_ids_BS: jax.Array, targets: Tokens) -> Output:
+        """The decoder's hidden states [batch, length of targets, embed], from what `read` gave."""
         mask_BLS = attention_mask(targets[1], segment_ids_BS, causal=False)
         across = {"memory_BSD": memory_BSD, "memory_sight": Sight(mask_BLS, segments=(targets[1], segment_ids_BS))}
         target_context = self._context(self.decoder, *targets[1:], causal=True, **across)
         hidden_BLD, _, routing = self.decoder(self.embed(targets[0], targets[2]), target_context)
-        terms, metrics = self._router_terms(routing, target_context.valid_BL)
-        more_terms, more_metrics = self._router_terms(encoder_routing, context.valid_BL, "encoder_")
-        return Output(hidden_BLD, {**terms, **more_terms}, {**metrics, **more_metrics})
+        return Output(hidden_BLD, *self._router_terms(routing, target_context.valid_BL))
 
     def look_ahead(self, hidden_BLD: jax.Array, next_tokens: Tokens, depth: int) -> jax.Array:
         """Hidden states that predict the token after `next_tokens`, by the module of this depth."""
