@@ -232,18 +232,18 @@ class Attention(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         embed, heads, kv_heads, size = config.embed_dim, config.num_heads, config.num_kv_heads, config.query_dim
-        scale = config.init_scale
+        scale = config.matrix_scale("attention_in", embed)
         usual = 1.0 if config.attention_scale is None else size**-0.5 / config.attention_scale
         self.query = Projection(
             (embed,), (heads, size), ("embed", "heads", None), config, rngs=rngs,
-            scale=usual * (scale or 1 / math.sqrt(embed)),
+            scale=usual * scale,
         )  # fmt: skip
         self.key = Projection(
             (embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale,
             bias=config.use_bias and config.key_bias,
         )  # fmt: skip
         self.value = Projection((embed,), (kv_heads, size), ("embed", "kv_heads", None), config, rngs=rngs, scale=scale)
-        out_scale = config.output_scale(heads * size)
+        out_scale = config.matrix_scale("attention_out", heads * size)
         self.out = Projection((heads, size), (embed,), ("heads", None, "embed"), config, rngs=rngs, scale=out_scale)
         self.query_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None
         self.key_norm = Norm(size, config, None, "rmsnorm") if config.qk_norm else None

@@ -16,6 +16,7 @@ from pretrain.models.vision_config import Towers, Vision
 
 REMAT_NAMES = ("query", "key", "value", "attention", "attention_out", "gate", "up", "mlp_out")
 MINIMAL = ("attention", "gate", "up")
+MatrixPart = Literal["attention_in", "attention_out", "mlp_in", "mlp_out"]
 Remat = Literal["none", "minimal", "named", "full", "offload"]
 POSITIVE = (
     "num_layers", "embed_dim", "num_heads", "mlp_dim", "mlp_chunks", "vocab_chunks", "max_length", "norm_epsilon",
@@ -142,6 +143,9 @@ class TransformerConfig:
         init_scale: standard deviation of matrices; None = 1/sqrt(fan in). Output projections are divided by
             sqrt(2 * num_layers) (GPT-2, section 2.3). Where `attention_scale` is set, queries make up for it, so that
             attention begins as soft as with the usual one (T5).
+        init_rule: how large matrices of a layer begin: "fan_in", as `init_scale` says; "clip", as in transformers'
+            CLIPModel: queries, keys, values and the MLP's second matrix (2 * embed_dim * num_layers) ** -0.5,
+            attention's last embed_dim ** -0.5, the MLP's first (2 * embed_dim) ** -0.5, and patches as embeddings.
         embedding_init_scale: standard deviation of token embeddings, and of learned positions and types, which are
             added to them; None = as that of matrices (T5: 1).
         parametrization: "standard"; "mup", whose learning rate transfers over width; "completep", over depth too. See
@@ -199,6 +203,7 @@ class TransformerConfig:
     vision: Vision | None = None
     towers: Towers = dataclasses.field(default_factory=Towers)
     init_scale: float | None = None
+    init_rule: Literal["fan_in", "clip"] = "fan_in"
     embedding_init_scale: float | None = None
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     base_embed_dim: int = 128
@@ -219,6 +224,11 @@ class TransformerConfig:
             check(value is None or value > 0, f"TransformerConfig.{name} must be > 0, got {value!r}")
         for name in ("token_types", "global_every"):
             check(getattr(self, name) >= 0, f"TransformerConfig.{name} must be >= 0, got {getattr(self, name)}")
+        check(
+            self.init_rule == "fan_in" or (self.init_scale is None and self.parametrization == "standard"),
+            "TransformerConfig.init_rule = 'clip' has sizes of its own: init_scale must be None, and parametrization "
+            "'standard'",
+        )
         check(
             self.scan_unroll == -1 or self.scan_unroll >= 1,
             f"TransformerConfig.scan_unroll must be >= 1, or -1 for all layers; got {self.scan_unroll}",
@@ -288,10 +298,14 @@ class TransformerConfig:
         """Standard deviation of initial embeddings; with "mup" that of the base shape."""
         return self.init_scale or math.sqrt(self.width_ratio / self.embed_dim)
 
-    def output_scale(self, inputs: int) -> float:
-        """Standard deviation of the initial matrix that ends a residual branch, from `inputs` values."""
+    def matrix_scale(self, part: MatrixPart, inputs: int) -> float:
+        """Standard deviation of a layer's initial matrix from `inputs` values; "out" ends a residual branch."""
         depth = self.num_layers / self.depth_ratio
-        return (self.init_scale or 1 / math.sqrt(inputs)) / math.sqrt(2 * depth)
+        if self.init_rule == "clip":
+            width = {"attention_in": 2 * depth, "attention_out": 1.0, "mlp_in": 2.0, "mlp_out": 2 * depth}[part]
+            return 1 / math.sqrt(width * self.embed_dim)
+        scale = self.init_scale or 1 / math.sqrt(inputs)
+        return scale / math.sqrt(2 * depth) if part.endswith("out") else scale
 
     @property
     def is_gated(self) -> bool:

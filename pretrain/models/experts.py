@@ -51,7 +51,7 @@ class Mixture(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config, self.experts = config, config.experts
         count, embed, mlp = self.experts.num_experts, config.embed_dim, self.experts.mlp_dim or config.mlp_dim
-        scale = config.init_scale or 1 / math.sqrt(embed)
+        scale = config.matrix_scale("mlp_in", embed)
 
         def matrix(shape, axes, scale):
             return param(scale * jax.random.normal(rngs.params(), shape, config.param_dtype), axes)
@@ -59,7 +59,7 @@ class Mixture(nnx.Module):
         self.router = matrix((embed, count), ("embed", None), scale)
         self.up = matrix((count, embed, mlp), ("experts", "embed", "mlp"), scale)
         self.gate = matrix((count, embed, mlp), ("experts", "embed", "mlp"), scale) if config.is_gated else None
-        self.down = matrix((count, mlp, embed), ("experts", "mlp", "embed"), config.output_scale(mlp))
+        self.down = matrix((count, mlp, embed), ("experts", "mlp", "embed"), config.matrix_scale("mlp_out", mlp))
         self.bias = param(jnp.zeros(count, jnp.float32), (None,)) if self.experts.bias_rate else None
         self.shared = Mlp(config, rngs=rngs, size=self.experts.shared * mlp) if self.experts.shared else None
 

@@ -29,12 +29,13 @@ class Mlp(nnx.Module):
     """[batch, length, embed] -> [batch, length, embed], through `size` hidden values (`config.mlp_dim`)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, size: int | None = None):
-        embed, mlp, scale = config.embed_dim, size or config.mlp_dim, config.init_scale
+        embed, mlp = config.embed_dim, size or config.mlp_dim
+        scale, out_scale = config.matrix_scale("mlp_in", embed), config.matrix_scale("mlp_out", mlp)
         self.up = Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale)
         self.gate = (
             Projection((embed,), (mlp,), ("embed", "mlp"), config, rngs=rngs, scale=scale) if config.is_gated else None
         )
-        self.down = Projection((mlp,), (embed,), ("mlp", "embed"), config, rngs=rngs, scale=config.output_scale(mlp))
+        self.down = Projection((mlp,), (embed,), ("mlp", "embed"), config, rngs=rngs, scale=out_scale)
         self.activation = config.activation
         self.size, self.chunks = mlp, config.mlp_chunks
         self.computes_again = config.remat in ("full", "offload")

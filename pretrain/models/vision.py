@@ -181,8 +181,9 @@ class VisionEncoder(nnx.Module):
         def table(*shape: int) -> jax.Array:
             return trunk.embedding_scale * jax.random.normal(rngs.params(), shape, trunk.param_dtype)
 
+        patch_scale = trunk.embedding_init_scale if trunk.init_rule == "clip" else trunk.init_scale
         self.patch_embedding = Projection(
-            (v.patch_values,), (size,), (None, "embed"), trunk, rngs=rngs, scale=trunk.init_scale,
+            (v.patch_values,), (size,), (None, "embed"), trunk, rngs=rngs, scale=patch_scale,
             bias=trunk.use_bias and v.patch_bias,
         )  # fmt: skip
         has_class, is_learned = v.pooling == "class", v.positions == "learned"

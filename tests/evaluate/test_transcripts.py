@@ -18,7 +18,8 @@ from pretrain.experiment import Experiment
 
 SHAPE = SoundShape(seconds=0.16, mels=20)
 NEEDS = ModelNeeds(("encoder_decoder",), backbone="speech", shape=SHAPE)
-SPEECH = dataclasses.replace(CONFIG, architecture="encoder_decoder", positions="learned", use_bias=True)
+UNTIED = {"positions": "learned", "use_bias": True, "tie_embeddings": False}  # or it says again what it read last
+SPEECH = dataclasses.replace(CONFIG, architecture="encoder_decoder", **UNTIED)
 BOS, LENGTH = 1, 6
 
 

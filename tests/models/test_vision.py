@@ -12,6 +12,7 @@ from pretrain.core.errors import UserError
 from pretrain.core.objective import ModelNeeds
 from pretrain.core.rng import host_rng
 from pretrain.core.video import cut
+from pretrain.models.build import build_model
 from pretrain.models.flops import count_flops
 from pretrain.models.vision import between, join, of_any_size, place, whole
 from pretrain.models.vision_config import Vision
@@ -109,3 +110,20 @@ def test_flops_of_two_towers_are_those_of_both():
     assert found.mlp == pytest.approx(alone.mlp + text.mlp, abs=1)
     assert found.attention_scores == pytest.approx(alone.attention_scores + text.attention_scores, abs=1)
     assert found.head == alone.head == 2 * 16 * 32 * 9 // 16
+
+
+def test_initial_values_of_clip():
+    """As transformers' CLIPModel begins: `modeling_clip.py`, `_init_weights`, with a factor of 1."""
+    wide = dataclasses.replace(
+        CONFIG, architecture="vision", embed_dim=64, num_heads=4, kv_heads=None, mlp_dim=256, activation="gelu",
+        vision=dataclasses.replace(VISION, num_layers=8), init_rule="clip", embedding_init_scale=0.02,
+    )  # fmt: skip
+    encoder = jax.jit(build_model(wide, NEEDS).init)(jax.random.key(0))
+    layers, inner, plain = encoder["stack"]["blocks"], (2 * 64 * 8) ** -0.5, 64**-0.5
+    wanted = {("attention", "query"): inner, ("attention", "key"): inner, ("attention", "value"): inner,
+              ("attention", "out"): plain, ("mlp", "up"): 128**-0.5, ("mlp", "down"): inner}  # fmt: skip
+    for (part, name), scale in wanted.items():
+        assert layers[part][name]["kernel"].std() == pytest.approx(scale, rel=0.05), (part, name)
+    assert encoder["patch_embedding"]["kernel"].std() == pytest.approx(0.02, rel=0.1)
+    with pytest.raises(UserError, match="init_rule = 'clip' has sizes of its own"):
+        dataclasses.replace(wide, init_scale=0.02)
