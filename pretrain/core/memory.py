@@ -13,7 +13,8 @@ import platform
 import jax
 
 # Parameters of mallopt(3): (name, value).
-_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
+_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
+_MORE_ARENAS = 2  # than cores: with one for all threads they wait for each other, with glibc's 8 a core more is held
 _NEVER, _PAD = -1, 256 << 20  # any other number is a size: 2 GB, the most, is given back in 0.1 s, all others waiting
 _MADV_HUGEPAGE, _LARGE_PAGE = 14, 2 << 20  # bytes
 
@@ -28,7 +29,8 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD))
+    arenas = (os.cpu_count() or 1) + _MORE_ARENAS
+    settings = ((_ARENA_MAX, arenas), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD))
     done = [mallopt(name, value) for name, value in settings]  # all of them, even where one is refused
     _ask_for_large_pages()
     return all(done)
