@@ -44,7 +44,7 @@ def sample(
         sampler: "ddim" or "euler".
         guidance: how far to go from what is said without a label to what is said with it; 1 is the model itself.
     """
-    batch, none_B = labels_B.shape[0], jnp.full_like(labels_B, shape.classes)
+    batch = labels_B.shape[0]
     first_BNZ = jnp.zeros((batch, 0, shape.values)) if given_BNP is None else given_BNP
     if module.codes is not None and given_BNP is not None:
         first_BNZ = module.codes.centred(module.codes.digits(given_BNP))
@@ -55,18 +55,10 @@ def sample(
         """With the given frames in their place."""
         return x_BNZ.at[:, : shape.given_patches].set(first_BNZ)
 
-    def said(x_BNZ: jax.Array, time: jax.Array) -> jax.Array:
-        times_B = jnp.full((batch,), time)
-        with_label = module.said(module(x_BNZ, times_B, labels_B))
-        if guidance == 1:
-            return with_label
-        without = module.said(module(x_BNZ, times_B, none_B))
-        return without + guidance * (with_label - without)
-
     def step(x_BNZ: jax.Array, times: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         now, then = times
         a, b = signal_and_noise(path, now)
-        picture, noise = picture_and_noise(predict, said(begun(x_BNZ), now), x_BNZ, a, b)
+        picture, noise = picture_and_noise(predict, _said(module, begun(x_BNZ), now, labels_B, guidance), x_BNZ, a, b)
         picture = jnp.clip(picture, -1, 1)
         noise = (x_BNZ - a * picture) / b  # the noise that goes with the picture as it was cut
         if sampler == "euler":
@@ -80,3 +72,13 @@ def sample(
     x_BNZ = begun(x_BNZ)
     patches_BNP = x_BNZ if module.codes is None else module.codes.patches(module.codes.nearest(x_BNZ))
     return jnp.clip(patches_BNP, -1, 1)
+
+
+def _said(module: Any, x_BNZ: jax.Array, time: jax.Array, labels_B: jax.Array, guidance: float) -> jax.Array:
+    """What the model says at a time, with guidance."""
+    times_B = jnp.full(labels_B.shape, time)
+    with_label = module.said(module(x_BNZ, times_B, labels_B))
+    if guidance == 1:
+        return with_label
+    without = module.said(module(x_BNZ, times_B, jnp.full_like(labels_B, module.shape.classes)))
+    return without + guidance * (with_label - without)

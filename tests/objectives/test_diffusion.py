@@ -57,7 +57,7 @@ class Knows:
 
     def __init__(self, path, predict):
         rng = np.random.default_rng(1)
-        self.path, self.predict, self.codes = path, predict, None
+        self.path, self.predict, self.codes, self.shape = path, predict, None, SHAPE
         self.pictures = jnp.asarray(rng.uniform(-0.5, 0.5, (4, 2, 16)), jnp.float32).at[3].set(0.0)
 
     def __call__(self, seen_BNP, times_B, labels_B):
