@@ -37,7 +37,12 @@ def score_transcripts(
     check(len(texts) > 0, "evaluate: the validation split holds no usable recording")
     write = jax.jit(
         lambda params, samples: transcribe(
-            model.module(params), samples, tokenizer.bos_id, tokenizer.eos_id, objective.text_length
+            model.module(params),
+            samples,
+            tokenizer.bos_id,
+            tokenizer.eos_id,
+            vocab_size=tokenizer.vocab_size,
+            length=objective.text_length,
         )
     )
     written = []

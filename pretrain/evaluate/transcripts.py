@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def transcribe(module: Any, samples_BT: jax.Array, bos_id: int, eos_id: int, length: int) -> jax.Array:
+def transcribe(
+    module: Any, samples_BT: jax.Array, bos_id: int, eos_id: int, *, vocab_size: int, length: int
+) -> jax.Array:
     """The likeliest next token, one after another, int32 [batch, length]: EOS from the end on; traceable.
 
     The decoder reads all of a text anew for each token: transcripts are short beside what is heard.
@@ -20,6 +22,7 @@ def transcribe(module: Any, samples_BT: jax.Array, bos_id: int, eos_id: int, len
         module: a `SpeechTransformer`.
         samples_BT: int16, at 16 kHz.
         bos_id, eos_id: of the tokenizer.
+        vocab_size: of the tokenizer; a model has some more rows, for no token.
         length: tokens of a transcript, at most.
     """
     batch = samples_BT.shape[0]
@@ -30,7 +33,8 @@ def transcribe(module: Any, samples_BT: jax.Array, bos_id: int, eos_id: int, len
     def write(place: jax.Array, tokens_BL: jax.Array) -> jax.Array:
         """Tokens behind BOS, with one more at `place`."""
         hidden_BLD = module.put_down(memory_BSD, (tokens_BL[:, :-1], known_BL, positions_BL))
-        next_B = jnp.argmax(module.logits(hidden_BLD[:, place][:, None])[:, 0], axis=-1).astype(jnp.int32)
+        logits_BV = module.logits(hidden_BLD[:, place][:, None])[:, 0, :vocab_size]
+        next_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         ended_B = (place > 0) & (tokens_BL[:, place] == eos_id)
         return tokens_BL.at[:, place + 1].set(jnp.where(ended_B, eos_id, next_B))
 

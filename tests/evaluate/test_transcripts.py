@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CONFIG, model, params
@@ -25,14 +24,15 @@ BOS, LENGTH = 1, 6
 
 @functools.cache
 def written(eos: int):
-    """A greedy transcript of three sounds, and what a forward pass over it says comes next."""
-    speech, values = model(SPEECH, NEEDS), params(SPEECH, NEEDS)
+    """Greedy transcripts of three sounds, and what a forward pass over it says comes next."""
+    speech, values = model(SPEECH, NEEDS), params(SPEECH, NEEDS, seed=4)
     samples = jax.random.randint(jax.random.key(0), (3, SHAPE.samples), -9000, 9000, jnp.int16)
+    samples *= jnp.array([[1], [0], [3]], jnp.int16)  # the second one is silent
 
     @jax.jit
     def both(values):
         module = speech.module(values)
-        tokens_BL = transcribe(module, samples, BOS, eos, LENGTH)
+        tokens_BL = transcribe(module, samples, BOS, eos, vocab_size=CONFIG.vocab_size, length=LENGTH)
         inputs_BL = jnp.concatenate([jnp.full((3, 1), BOS), tokens_BL[:, :-1]], axis=1)
         positions = jnp.broadcast_to(jnp.arange(LENGTH), inputs_BL.shape)
         hidden = module.transcribe(samples, (inputs_BL, jnp.ones_like(inputs_BL), positions)).hidden
@@ -44,7 +44,7 @@ def written(eos: int):
 def test_each_token_is_the_likeliest_after_those_before():
     tokens, next_tokens = written(eos=-1)
     np.testing.assert_array_equal(tokens, next_tokens)
-    assert len(np.unique(tokens)) > 2, "a model that always says the same would pass"
+    assert len(np.unique(tokens)) > 4 and (tokens[0] != tokens[1]).any(), "a model that says one thing would pass"
 
 
 def test_after_the_end_there_is_nothing():
@@ -87,5 +87,5 @@ def test_a_run_is_scored(tmp_path, capsys):
     experiment.train()
     found = experiment.evaluate()
     assert found["words"] > 10 and found["sentences_right"] < 1
-    assert found["word_error_rate"] == pytest.approx(1, abs=0.7) and found["word_error_rate"] > 0
+    assert found["word_error_rate"] > 0.5, "after two steps"
     assert "word error rate" in capsys.readouterr().err

@@ -110,7 +110,7 @@ PICTURE = PictureShape(4, 8, 1, patch=4, classes=3)
 SETTINGS["Diffusion"] = [
     {"picture": PICTURE},
     {"picture": dataclasses.replace(PICTURE, frames=4, tube=2, given=2)},
-    {"picture": dataclasses.replace(PICTURE, levels=(3, 3, 3))},
+    {"picture": dataclasses.replace(PICTURE, levels=(4, 4, 4, 4))},
 ]
 
 
