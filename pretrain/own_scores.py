@@ -18,5 +18,7 @@ def own_scores(
     model: FunctionalModel, params: Params, objective: Objective, mesh: Mesh, data: Path, tokenizer: Tokenizer
 ) -> dict[str, float]:
     """Scores by name; none for most objectives."""
-    score = SCORES.get(type(objective))
-    return {} if score is None else score(model, params, objective, mesh, data, tokenizer)
+    for kind, score in SCORES.items():
+        if isinstance(objective, kind):
+            return score(model, params, objective, mesh, data, tokenizer)
+    return {}

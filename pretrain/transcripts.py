@@ -3,6 +3,9 @@
 Joins cache, tokenizer, model and objective for `Experiment.evaluate`.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -26,35 +29,36 @@ def score_transcripts(
     model: FunctionalModel, params: Params, objective: Transcription, mesh: Mesh, data: Path, tokenizer: Tokenizer
 ) -> dict[str, float]:
     """`word_error_rate` (errors a word, over all words), `sentences_right` (share), and how many words there are."""
-    rng, samples, texts = np.random.default_rng(0), [], []
-    for source in read_info(data / "cache")["sources"]:
-        for record in stored_examples(data / "cache", source, "validation"):
-            try:
-                samples.append(objective.example(record, rng)["samples"])
-            except ValueError:
-                continue  # counted in the metric "unusable"
-            texts.append(tokenizer.decode(record["tokens"][:-1]))
-    check(len(texts) > 0, "evaluate: the validation split holds no usable recording")
     write = jax.jit(
         lambda params, samples: transcribe(
-            model.module(params),
-            samples,
-            tokenizer.bos_id,
-            tokenizer.eos_id,
-            vocab_size=tokenizer.vocab_size,
-            length=objective.text_length,
+            model.module(params), samples, tokenizer.bos_id, tokenizer.eos_id,
+            vocab_size=tokenizer.vocab_size, length=objective.text_length,
         )
-    )
-    written = []
-    for start in range(0, len(samples), BATCH):
-        some = samples[start : start + BATCH]
-        full = np.stack([*some, *([some[0]] * (BATCH - len(some)))])  # one shape, hence one program
+    )  # fmt: skip
+    errors, words, shown, recordings = [], 0, "", _recordings(objective, data, tokenizer)
+    while some := list(itertools.islice(recordings, BATCH)):
+        samples, texts = zip(*some, strict=True)
+        full = np.stack([*samples, *([samples[0]] * (BATCH - len(some)))])  # one shape, hence one program
         with use_mesh(mesh):
-            tokens = np.asarray(write(params, jax.device_put(full, replicated(mesh))))[: len(some)]
-        written += [tokenizer.decode(row[: int(np.argmax(np.append(row, tokenizer.eos_id) == tokenizer.eos_id))])
-                    for row in tokens]  # fmt: skip
-    errors = [word_errors(found.split(), text.split()) for found, text in zip(written, texts, strict=True)]
-    words = sum(len(text.split()) for text in texts)
+            tokens = np.asarray(write(params, jax.device_put(full, replicated(mesh))))
+        for text, row in zip(texts, tokens, strict=False):
+            end = int(np.argmax(np.append(row, tokenizer.eos_id) == tokenizer.eos_id))
+            written = tokenizer.decode(row[:end])
+            shown = shown or f'heard "{text}", wrote "{written}"'
+            errors.append(word_errors(written.split(), text.split()))
+            words += len(text.split())
+    check(words > 0, "evaluate: the validation split holds no usable recording with words")
     rate, right = sum(errors) / words, float(np.mean(np.array(errors) == 0))
-    say(f'evaluate: word error rate {100 * rate:.1f} % of {words:,} words; heard "{texts[0]}", wrote "{written[0]}"')
+    say(f"evaluate: word error rate {100 * rate:.1f} % of {words:,} words; {shown}")
     return {"word_error_rate": rate, "sentences_right": right, "words": float(words)}
+
+
+def _recordings(objective: Transcription, data: Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, str]]:
+    """Samples and text of each usable recording of the validation split; others count in the metric "unusable"."""
+    for source, splits in read_info(data / "cache")["sources"].items():
+        for record in stored_examples(data / "cache", source, "validation") if "validation" in splits else ():
+            try:
+                samples = objective.example(record, np.random.default_rng(0))["samples"]
+            except ValueError:
+                continue
+            yield samples, tokenizer.decode(record["tokens"][:-1])

@@ -9,6 +9,8 @@ a thread of its own; and that heap is of large pages, which most kernels give on
 import ctypes
 import os
 import platform
+import resource
+from pathlib import Path
 
 import jax
 
@@ -17,6 +19,7 @@ _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 _MORE_ARENAS = 2  # than cores: with one for all threads they wait for each other, with glibc's 8 a core more is held
 _NEVER, _PAD = -1, 256 << 20  # any other number is a size: 2 GB, the most, is given back in 0.1 s, all others waiting
 _MADV_HUGEPAGE, _LARGE_PAGE = 14, 2 << 20  # bytes
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 def keep_freed_memory() -> bool:
@@ -39,9 +42,11 @@ def keep_freed_memory() -> bool:
 def _ask_for_large_pages() -> None:
     """Of the addresses that the heap will take next, half as many as the machine has memory.
 
-    They are taken and freed, and so stay with the heap; no memory is behind them until they are written to. A process
-    that may not have as many goes without.
+    They are taken and freed, and so stay with the heap; no memory is behind them until they are written to. Where
+    addresses are rationed (`ulimit -v`, strict overcommit) they are left alone.
     """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY or _OVERCOMMIT.read_text().strip() == "2":
+        return
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -218,7 +218,7 @@ class WorldModel(nnx.Module):
     ) -> jax.Array:
         patches_BTND = self.patch_in(patches_BTNZ)
         state_BTD = jnp.zeros_like(patches_BTND[:, :, 0]) if states_BTS is None else self.state_in(waves(states_BTS))
-        if self.instruction is not None and instructions_BTI is not None:
+        if instructions_BTI is not None:
             told_RD = self.instruction(instructions_BTI.reshape(-1, instructions_BTI.shape[-1]))
             state_BTD = state_BTD + told_RD.reshape(state_BTD.shape)
         x_BTMD = jnp.concatenate([patches_BTND, state_BTD[:, :, None]], axis=2)

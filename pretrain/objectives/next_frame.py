@@ -73,8 +73,18 @@ class NextFrame(Objective):
         Args:
             packed: the features, [rows, steps, ...], and `frames_segment_ids`, int32 [rows, steps].
             rng: not used.
+
+        Raises:
+            UserError: instructions of another length than the model's.
         """
         del rng
+        if self.video.instruction:
+            stored, wanted = packed["instructions"].shape[-1], self.video.instruction
+            check(
+                stored == wanted,
+                f"the cache has instructions of {stored} bytes, and VideoShape.instruction is {wanted}: "
+                f"set it to {stored}",
+            )
         segment_ids = packed["frames_segment_ids"]
         weights = np.zeros(segment_ids.shape, np.float32)
         weights[:, :-1] = (segment_ids[:, :-1] == segment_ids[:, 1:]) & (segment_ids[:, :-1] > 0)

@@ -110,6 +110,13 @@ def test_the_policy_does_what_it_is_told():
     np.testing.assert_allclose(done(values, frames, states, told[::-1]), -rows["action_targets"][:, 0], atol=0.1)
 
 
+def test_instructions_of_another_length_are_refused():
+    video = VideoShape(4, 8, 1, patch=4, instruction=8, lowest=-1.0, highest=1.0)
+    rows = packed(video) | {"instructions": np.zeros((*SEGMENTS.shape, 6), np.uint8)}
+    with pytest.raises(UserError, match=r"6 bytes, and VideoShape\.instruction is 8: set it to 6"):
+        NextFrame(video).finish(rows, np.random.default_rng(0))
+
+
 def test_numbers_are_scaled_to_their_range():
     wide = VideoShape(4, 8, 1, patch=4, lowest=0.0, highest=512.0)
     np.testing.assert_allclose(wide.normalized(jnp.array([0.0, 256.0, 512.0])), [-1, 0, 1])
