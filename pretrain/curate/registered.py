@@ -6,7 +6,8 @@
     seqio:TASK_OR_MIXTURE:SPLIT             the task's source, before its preprocessors; `Fields.modules` register it
 
 Nothing is downloaded or prepared: TFDS looks in TFDS_DATA_DIR or ~/tensorflow_datasets. Which feature is the text is
-said by `Fields.text`. A shard of a split is one unit of work. TensorFlow is imported inside functions only.
+said by `Fields.text`, which hold pictures, sound or numbers by `Fields.arrays`; TFDS's pictures stay files, as they are
+stored. A shard of a split is one unit of work. TensorFlow is imported inside functions only.
 """
 
 import importlib
@@ -67,35 +68,43 @@ def read_split(file: InputFile, fields: Fields) -> Iterator[Record | Unreadable]
     read = _read_tfds if kind == TFDS else _read_seqio
     place = f"{shard}/{shards}"
     try:
-        for place, example in read(given, shard, shards, fields.modules):
+        for place, example in read(given, shard, shards, fields):
             values = example if isinstance(example, dict) else {fields.text: example}  # lines of text have no names
             origin = f"{kind}:{given}:{place}"
             if rlds.is_episode(values):
                 yield rlds.episode(origin, values, fields)
             else:
-                yield from_mapping(origin, _plain(values), fields)
+                taken = fields.arrays.values()
+                plain = {name: value if name in taken else _plain(value) for name, value in values.items()}
+                yield from_mapping(origin, plain, fields)
     except tf.errors.OpError as error:
         yield Unreadable(f"{kind}:{given}:{place}", f"damaged behind this example: {one_line(error)}")
 
 
-def _read_tfds(given: str, shard: int, shards: int, modules: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _read_tfds(given: str, shard: int, shards: int, fields: Fields) -> Iterator[tuple[str, Any]]:
     import tensorflow_datasets as tfds
 
     match = SPECIFICATION.fullmatch(given)
-    part = match["part"] or f"[{shard}shard:{shard + 1}shard]"
+    part, builder = match["part"] or f"[{shard}shard:{shard + 1}shard]", _builder(match["name"])
     config = tfds.ReadConfig(add_tfds_id=True, try_autocache=False, shuffle_seed=None, interleave_cycle_length=1)
-    dataset = _builder(match["name"]).as_dataset(
-        split=match["split"] + part, read_config=config, shuffle_files=False, decoders=None
-    )
+    described = builder.info.features if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
+    files = [
+        name for name, feature in described.items()
+        if name in fields.arrays.values() and isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+    ]  # fmt: skip
+    dataset = builder.as_dataset(
+        split=match["split"] + part, read_config=config, shuffle_files=False,
+        decoders={name: tfds.decode.SkipDecoding() for name in files} or None,
+    )  # fmt: skip
     for example in tfds.as_numpy(dataset):
         yield example.pop("tfds_id").decode(), example
 
 
-def _read_seqio(given: str, shard: int, shards: int, modules: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _read_seqio(given: str, shard: int, shards: int, fields: Fields) -> Iterator[tuple[str, Any]]:
     import seqio
 
     match = SPECIFICATION.fullmatch(given)
-    for task in _tasks(match["name"], modules):
+    for task in _tasks(match["name"], fields.modules):
         if match["split"] not in task.splits:
             continue
         info = seqio.ShardInfo(shard, shards) if shards > 1 else None

@@ -1,5 +1,6 @@
 """TFDS data sets and seqio tasks as input: built here, read whole, shard by shard, without anything downloaded."""
 
+import io
 import json
 import shutil
 import sys
@@ -8,9 +9,13 @@ import textwrap
 import numpy as np
 import pytest
 
+from pretrain.core.arrays import from_bytes
 from pretrain.core.errors import UserError
+from pretrain.core.images import decode
+from pretrain.curate.datasheet import funnel
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.formats import find_inputs, read_file
+from pretrain.curate.pair_rules import ImageRules
 from pretrain.curate.readers import Fields
 from pretrain.curate.recipe import Recipe, curate
 
@@ -166,3 +171,39 @@ def test_a_whole_recipe_over_both(folder, tasks, tmp_path):
     sheet = curate(recipe, tmp_path / "out", workers=1)
     assert (tmp_path / "out" / "complete.json").exists()
     assert "tfds" in json.dumps(sheet)
+
+
+def test_pictures_stay_files_and_numbers_their_type(tmp_path):
+    """Of TFDS: pictures as they are stored, a broken one among them, to ImageRules; sound and depths as numbers."""
+    import tensorflow_datasets as tfds
+
+    f, rng = tfds.features, np.random.default_rng(0)
+    shown = rng.integers(0, 256, (4, 40, 30, 3)).astype(np.uint8)
+    pictures = [*shown, io.BytesIO(b"\x89PNG\r\n\x1a\n and no more")]
+    rows = [
+        {"image": picture, "depth": np.full((4, 4, 1), row / 2, np.float32), "name": f"thing {row}",
+         "sound": np.arange(row + 1, dtype=np.int16)} for row, picture in enumerate(pictures)
+    ]  # fmt: skip
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="things", version="1.0.0", data_dir=str(tmp_path), disable_shuffling=True,
+        features=f.FeaturesDict({
+            "image": f.Image(shape=(None, None, 3)), "depth": f.Image(shape=(4, 4, 1), dtype=np.float32),
+            "name": f.Text(), "sound": f.Tensor(shape=(None,), dtype=np.int16),
+        }),
+        split_datasets={"train": enumerate(rows)},
+    )  # fmt: skip
+    given = f"tfds:{tmp_path}/things/1.0.0:train"
+    arrays = {"image": "image", "depth": "depth", "samples": "sound"}
+    records = read(given, text="name", arrays=arrays)
+    assert [record.text for record in records] == [f"thing {row}" for row in range(5)]
+    for row, record in enumerate(records):
+        depth, sound = (from_bytes(record.arrays[name]) for name in ("depth", "samples"))
+        assert depth.dtype == np.float32 and (depth == row / 2).all()
+        assert sound.dtype == np.int16 and sound.tolist() == list(range(row + 1))
+    for picture, record in zip(shown, records, strict=False):
+        np.testing.assert_array_equal(decode(record.arrays["image"]), picture)
+    fields = Fields(text="name", arrays={"image": "image"})
+    recipe = Recipe(input={"things": given}, fields=fields, stages=[ImageRules(min_side=8)], shards=1)
+    sheet = curate(recipe, tmp_path / "out", workers=1)
+    rows = {what: count for _, what, count, _ in funnel(sheet)}
+    assert rows["kept"] == 4 and rows["less image_rules: broken_image"] == 1
