@@ -27,7 +27,7 @@ from pretrain.models.vision import mean_of
 
 TRAIN = 1_297  # pictures of digits that the regression may see; the other 500 (TEST) are what it is tried on
 FILMS = 4  # of each of them
-ROWS = 250  # films encoded at once
+ROWS = 40  # films encoded at once: more do not fit a cache
 
 
 def films(frames: int, rows: range, each: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -43,8 +43,8 @@ def films(frames: int, rows: range, each: int) -> tuple[np.ndarray, dict[str, np
     return np.stack(made), {"digit": np.array(digits), "speed": np.array(speeds)}
 
 
-def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray) -> list[np.ndarray]:
-    """Means over a film of what each layer gives, before any last norm, [n, D] each."""
+def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray, of=mean_of) -> list[np.ndarray]:
+    """What `of` makes of what each layer gives, before any last norm, [n, ...] each: means over a film."""
     found, config, encoder = [], experiment.model_config(), params["encoder"]
     for layers in range(1, config.num_layers + 1):
         # The first layers alone are an encoder of their own.
@@ -57,7 +57,7 @@ def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray) -> li
             module = model.module(params).encoder  # noqa: B023
             module.stack.final_norm = None
             patches = module.patches({"frames": shown})
-            return mean_of(*module.encode(module.embed(patches), patches.valid_BL))
+            return of(*module.encode(module.embed(patches), patches.valid_BL))
 
         found.append(np.concatenate([encode(first, shown[at : at + ROWS]) for at in range(0, len(shown), ROWS)]))
     return found

@@ -14,6 +14,7 @@ from pretrain.core.fields import check_fields
 
 RANKS = (1, 5, 10)
 ROWS = 1024  # queries at once
+FLOOR = 0.1  # of a regression's features: without it, one that hardly ever varies would outweigh others where it does
 
 
 @gin.configurable
@@ -110,3 +111,32 @@ def linear_probe(
     weights = found.x.reshape(shape)
     chosen = classes[np.argmax(y_MD @ weights[:-1] + weights[-1], axis=1)]
     return float(np.mean(chosen == np.asarray(test_labels_M)))
+
+
+def linear_regression(
+    train_ND: np.ndarray, targets_NK: np.ndarray, test_MD: np.ndarray, penalties: Sequence[float]
+) -> np.ndarray:
+    """What ridge regression on frozen features says of the test set, float64 [len(penalties), M, K].
+
+    Args:
+        train_ND, test_MD: features, of which there may be many more than rows: the weights are sums of rows. They are
+            standardised by the training set's mean, and by their deviations plus `FLOOR` of the deviation of all.
+        targets_NK: numbers that are asked for.
+        penalties: of the squared weights, as multiples of the rows' mean squared length, all > 0.
+    """
+    mean_D, mean_K = train_ND.mean(axis=0), targets_NK.mean(axis=0)
+    deviation_D = train_ND.std(axis=0)
+    deviation_D += FLOOR * np.sqrt(np.square(deviation_D).mean())
+    x_ND, y_MD = ((x - mean_D) / deviation_D for x in (train_ND, test_MD))
+    products_NN, products_MN = (np.asarray(each @ x_ND.T, np.float64) for each in (x_ND, y_MD))
+    said = []
+    for penalty in np.multiply(penalties, np.trace(products_NN) / len(x_ND)):
+        weights_NK = np.linalg.solve(products_NN + penalty * np.eye(len(x_ND)), targets_NK - mean_K)
+        said.append(products_MN @ weights_NK + mean_K)
+    return np.stack(said)
+
+
+def explained(said_MK: np.ndarray, true_MK: np.ndarray) -> float:
+    """Share of the variance of all K numbers together that is explained: 1 is all, 0 what their mean explains."""
+    away = np.square(true_MK - true_MK.mean(axis=0)).sum()
+    return float(1 - np.square(said_MK - true_MK).sum() / away)

@@ -8,7 +8,15 @@ import pytest
 from tiny import ROOT
 
 from pretrain.core.errors import UserError
-from pretrain.evaluate.matching import Matching, class_vectors, linear_probe, ranks, recall
+from pretrain.evaluate.matching import (
+    Matching,
+    class_vectors,
+    explained,
+    linear_probe,
+    linear_regression,
+    ranks,
+    recall,
+)
 from pretrain.main import main
 
 
@@ -49,6 +57,29 @@ def test_a_linear_probe_finds_what_is_linear():
     assert linear_probe(features[:600], names[:600], features[600:], names[600:]) > 0.95
     assert abs(linear_probe(features[:600], rng.permutation(names[:600]), features[600:], names[600:]) - 1 / 3) < 0.1
     assert linear_probe(features[:9], names[:9], features[600:603], np.array(["other"] * 3)) == 0
+
+
+@pytest.mark.parametrize("size", [6, 300])
+def test_linear_regression_is_ridge_regression(size):
+    """As the weights' own equations have it, with more features than rows and with fewer."""
+    rng = np.random.default_rng(0)
+    x, y = 5 + rng.normal(size=(100, size)) * np.arange(1, size + 1), rng.normal(size=(40, size))
+    x[:, 0] = 7  # says nothing, and is not divided by nothing
+    targets = x @ rng.normal(size=(size, 2)) + [3, -7]
+    (said,) = linear_regression(x, targets, y, [0.3])
+    scale = x.std(axis=0) + 0.1 * np.sqrt(x.var(axis=0).mean())
+    x, y = x / scale, y / scale
+    away = x - x.mean(axis=0)
+    penalty = 0.3 * np.square(away).sum() / len(x)
+    weights = np.linalg.solve(away.T @ away + penalty * np.eye(size), away.T @ (targets - targets.mean(axis=0)))
+    np.testing.assert_allclose(said, (y - x.mean(axis=0)) @ weights + targets.mean(axis=0), rtol=1e-8)
+
+
+def test_explained_is_of_all_numbers_together():
+    true = np.array([[0.0, 10], [2, 20], [4, 30]])
+    assert explained(true, true) == 1
+    assert explained(np.tile(true.mean(axis=0), (3, 1)), true) == 0
+    assert explained(true + np.array([1, 0]), true) == pytest.approx(1 - 3 / 208)
 
 
 @pytest.fixture(scope="module")
