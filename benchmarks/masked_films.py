@@ -12,6 +12,7 @@ other half. `--labels`: labelled films that it gets; 0 for all. Prints one JSON 
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -43,8 +44,8 @@ def films(frames: int, rows: range, each: int) -> tuple[np.ndarray, dict[str, np
     return np.stack(made), {"digit": np.array(digits), "speed": np.array(speeds)}
 
 
-def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray, of=mean_of) -> list[np.ndarray]:
-    """What `of` makes of what each layer gives, before any last norm, [n, ...] each: means over a film."""
+def hidden_states(experiment: Experiment, params: dict, shown: np.ndarray, of: Callable = mean_of) -> list[np.ndarray]:
+    """What `of(states_BLD, valid_BL)` makes of what each layer gives, before any last norm, [n, ...] each."""
     found, config, encoder = [], experiment.model_config(), params["encoder"]
     for layers in range(1, config.num_layers + 1):
         # The first layers alone are an encoder of their own.
