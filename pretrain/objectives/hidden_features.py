@@ -28,7 +28,7 @@ class HiddenFeatures(HiddenPatches):
     """Says the features of hidden patches; the loss is their smooth L1 error (a square within 1, linear beyond).
 
     Attributes:
-        pictures, ratio, blocks: as in `HiddenPatches`.
+        pictures, ratio, blocks, at_all_times: as in `HiddenPatches`.
         momentum: share of itself that the copy of the encoder keeps at each step.
     """
 

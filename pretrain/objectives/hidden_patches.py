@@ -1,8 +1,9 @@
 """What objectives have in common that hide patches of pictures and films: which ones, and how a batch tells them.
 
 As many are hidden of every picture, so arrays have one shape. They are hidden at random (MAE, He et al. 2021) or in
-blocks (BEiT, Bao et al. 2021; I-JEPA, Assran et al. 2023); of films at the same places at all times (VideoMAE, Tong et
-al. 2022; V-JEPA, Bardes et al. 2024), or they could be looked up a moment before.
+blocks (BEiT, Bao et al. 2021; I-JEPA, Assran et al. 2023). Of films they are hidden at the same places at all times, or
+they could be looked up a moment before (VideoMAE, Tong et al. 2022; V-JEPA, Bardes et al. 2024), or at others at each
+time, so that where something went must be said from where it was (Feichtenhofer et al. 2022, section 3).
 """
 
 import dataclasses
@@ -32,11 +33,13 @@ class HiddenPatches(Examples):
         pictures: `@Pictures()` of one size, or `@Films()`.
         ratio: share of the patches that is hidden.
         blocks: in blocks rather than at random.
+        at_all_times: of films, the same places at all times rather than others, as many, at each.
     """
 
     pictures: Pictures | Films = dataclasses.field(default_factory=Pictures)
     ratio: float = 0.75
     blocks: bool = False
+    at_all_times: bool = True
 
     def __post_init__(self):
         check_fields(self)
@@ -74,9 +77,11 @@ class HiddenPatches(Examples):
         view = self.pictures.view(record[self.pictures.feature], rng)
         times, rows, columns = self.pictures.grid
         draw = hidden_blocks if self.blocks else hidden_at_random
-        is_hidden = draw(rows, columns, rows * columns - self.seen_places, rng)
-        at_all_times = np.tile(is_hidden, times)
-        return view | {"seen": np.flatnonzero(~at_all_times), "hidden": np.flatnonzero(at_all_times)}
+        draws = 1 if self.at_all_times else times
+        count = rows * columns - self.seen_places
+        is_hidden = np.concatenate([draw(rows, columns, count, rng) for _ in range(draws)])
+        is_hidden = np.tile(is_hidden, times // draws)
+        return view | {"seen": np.flatnonzero(~is_hidden), "hidden": np.flatnonzero(is_hidden)}
 
     def head(self, model: Any, hidden: Any, batch: dict[str, jax.Array]) -> Any:
         """What the forward pass says; there is no other head."""

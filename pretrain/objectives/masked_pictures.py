@@ -26,7 +26,7 @@ class MaskedPictures(HiddenPatches):
     """Says the pixels of hidden patches; the loss is their mean squared error, from -1 to 1 or as `normalized` has it.
 
     Attributes:
-        pictures, ratio, blocks: as in `HiddenPatches`.
+        pictures, ratio, blocks, at_all_times: as in `HiddenPatches`.
         normalized: each patch by its own mean and deviation, which asks for its structure rather than its brightness.
     """
 

@@ -103,6 +103,7 @@ FILMS = Films(frames=4, stride=2, height=8, width=8, channels=1, patch_size=4, t
 SETTINGS["MaskedPictures"] = [
     {"pictures": dataclasses.replace(PICTURES, patch_size=4), "ratio": 0.5},
     {"pictures": FILMS, "ratio": 0.5, "normalized": False},
+    {"pictures": FILMS, "ratio": 0.5, "at_all_times": False},
 ]
 SETTINGS["HiddenFeatures"] = [HIDDEN]
 

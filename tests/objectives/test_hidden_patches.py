@@ -60,6 +60,17 @@ def test_seen_and_hidden_are_all_patches_and_of_a_film_the_same_at_all_times(blo
     assert len(np.unique(batch["hidden"], axis=0)) > 1
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+def test_of_a_film_other_places_may_be_hidden_at_each_time_and_as_many(blocks):
+    objective = MaskedPictures(FILMS, ratio=0.6, blocks=blocks, at_all_times=False)
+    batch = batch_of(objective, *[{"frames": pixels(9, 4, 6, 1)}] * 9)
+    both = np.sort(np.concatenate([batch["seen"], batch["hidden"]], axis=1), axis=1)
+    np.testing.assert_array_equal(both, np.tile(np.arange(12), (9, 1)))
+    first, then = batch["hidden"][:, :4], batch["hidden"][:, 4:]
+    assert (first < 6).all() and (then >= 6).all()  # 2 x 3 places at each time
+    assert (np.any(first + 6 != then, axis=1)).sum() > 4
+
+
 def test_cutting_films_is_cutting_their_frames():
     frames = jnp.asarray(pixels(2, 4, 4, 6, 3))
     tubes = cut(frames, 2, tube=2)
