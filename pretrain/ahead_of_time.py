@@ -67,6 +67,7 @@ class Job:
         mesh: the absent devices.
         state, batch: abstract arguments with their shardings.
         targets: positions of a sequence that are predicted.
+        encoded: length of what an encoder reads, where that is not the sequence.
         activations: (logical axes, shape, dtype) of what was laid out when the step was traced; filled by `lower`.
     """
 
@@ -77,6 +78,7 @@ class Job:
     state: Any
     batch: dict[str, jax.ShapeDtypeStruct]
     targets: int
+    encoded: int | None
     activations: list = dataclasses.field(default_factory=list)
 
     @property
@@ -87,7 +89,7 @@ class Job:
     @property
     def model_flops(self) -> int:
         """FLOPs of one step by the model's own formula, without what is computed again."""
-        per_token = count_flops(self.model, self.training.sequence_length, self.targets).training
+        per_token = count_flops(self.model, self.training.sequence_length, self.targets, self.encoded).training
         return per_token * self.training.batch_size * self.training.sequence_length
 
     def lower(self) -> jax.stages.Lowered:
@@ -156,7 +158,8 @@ def make_job(experiment: Experiment, devices: list[Any]) -> Job:
         for name, where in batch_shardings(specs, mesh).items()
     }
     targets = specs["targets"].shape[1] if "targets" in specs else training.sequence_length
-    return Job(model, training, builder, mesh, jax.tree.map(with_layout, shapes, layout), batch, targets)
+    state, read = jax.tree.map(with_layout, shapes, layout), objective.encoded_length
+    return Job(model, training, builder, mesh, state, batch, targets, read)
 
 
 def compile_job(job: Job, pod: Pod, save: Path | None = None) -> dict[str, Any]:

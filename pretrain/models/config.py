@@ -325,6 +325,15 @@ class TransformerConfig:
             experts=None, token_types=0, max_length=v.length, **sizes,
         )  # fmt: skip
 
+    @property
+    def patch_predictor(self) -> "TransformerConfig":
+        """The narrow Transformer that `vision.predictor` puts behind that encoder where patches are hidden."""
+        p = self.vision.predictor
+        return dataclasses.replace(
+            self.image_encoder, num_layers=p.num_layers, embed_dim=p.embed_dim, num_heads=p.num_heads,
+            mlp_dim=p.mlp_dim, kv_heads=None, head_dim=None,
+        )  # fmt: skip
+
     def with_vocab(self, vocab_size: int) -> "TransformerConfig":
         """This config with a vocabulary of at least `vocab_size`, padded so that it splits evenly over devices."""
         if self.vocab_size is None:

@@ -16,7 +16,7 @@ class Flops:
 
     Attributes:
         attention_projections, attention_scores, mlp, head: matrix products of these parts; of pictures, `head` is the
-            embedding of patches.
+            embedding of patches and, where some are hidden, what says them.
     """
 
     attention_projections: int
@@ -49,7 +49,8 @@ def count_flops(
         config: the model.
         length: tokens of an input sequence.
         targets: positions that are predicted in it, or the decoder's length in an encoder-decoder; None for `length`.
-        encoded: length of what an encoder reads, where that is not the input (sound beside a text); None for `length`.
+        encoded: length of what an encoder reads, where that is not the input (sound beside a text, patches that are
+            not hidden); None for `length`. The pass of JEPA's copy of the encoder is left out.
     """
     c, targets = config, targets or length
     check(length >= 1, f"the sequence length must be at least 1, got {length}")
@@ -59,7 +60,7 @@ def count_flops(
     if c.architecture == "embeddings":
         return Flops(0, 0, 0, 2 * c.embed_dim)
     if c.architecture in ("vision", "two_towers"):
-        return _with_pictures(c, length)
+        return _with_pictures(c, length, encoded)
     if c.architecture == "encoder_decoder":
         encoder = c.encoder_layers or c.num_layers
         inputs = encoded or length
@@ -75,16 +76,24 @@ def count_flops(
     return Flops(*(part // length for part in (projections, scores, mlp, head)))
 
 
-def _with_pictures(c: TransformerConfig, length: int) -> Flops:
-    """Of a picture, and of a text of `length` tokens beside it in two towers, shared out over `length` tokens."""
-    trunk, v = dataclasses.replace(c.image_encoder, vocab_size=1), c.vision
-    parts = [(count_flops(trunk, v.length), v.length)]
+def _with_pictures(c: TransformerConfig, length: int, encoded: int | None) -> Flops:
+    """Of a picture, and of a text of `length` tokens beside it in two towers, shared out over `length` tokens.
+
+    Where patches are hidden, the encoder reads `encoded` ones, and a narrow Transformer says the others.
+    """
+    trunk, v, patches = dataclasses.replace(c.image_encoder, vocab_size=1), c.vision, encoded or c.vision.patches
+    read = patches + v.length - v.patches  # the class token, too
+    parts, head = [(count_flops(trunk, read), read)], 2 * v.patch_values * trunk.embed_dim * patches
+    if encoded:
+        narrow = dataclasses.replace(c.patch_predictor, vocab_size=1)
+        parts.append((count_flops(narrow, v.length), v.length))
+        head += 2 * narrow.embed_dim * (trunk.embed_dim * read + v.patch_values * (v.patches - encoded))
     if c.architecture == "two_towers":
         text = "decoder" if c.towers.causal_text else "encoder"
         parts.append((count_flops(dataclasses.replace(c, architecture=text, vocab_size=1), length), length))
     names = ("attention_projections", "attention_scores", "mlp")
     sums = [sum(getattr(flops, name) * tokens for flops, tokens in parts) // length for name in names]
-    return Flops(*sums, 2 * v.patch_values * trunk.embed_dim * v.patches // length)
+    return Flops(*sums, head // length)
 
 
 def _mlp(c: TransformerConfig, layers: int) -> int:

@@ -8,8 +8,6 @@ behind it gets its hidden states, and for each hidden patch one learned vector w
 Axes: B batch · L all patches · K seen patches (and the class token) · M hidden patches · P values of a patch · D embed.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -34,11 +32,7 @@ class NarrowTransformer(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, outputs: int, *, rngs: nnx.Rngs):
-        wide, sizes = config.image_encoder, config.vision.predictor
-        narrow = dataclasses.replace(
-            wide, num_layers=sizes.num_layers, embed_dim=sizes.embed_dim, num_heads=sizes.num_heads,
-            mlp_dim=sizes.mlp_dim, kv_heads=None, head_dim=None,
-        )  # fmt: skip
+        wide, narrow = config.image_encoder, config.patch_predictor
         size, scale = narrow.embed_dim, narrow.init_scale
         self.config = narrow
         self.narrow = Projection((wide.embed_dim,), (size,), ("embed", None), narrow, rngs=rngs, scale=scale)

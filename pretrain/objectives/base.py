@@ -34,7 +34,7 @@ class Objective(abc.ABC):
     model_needs: ModelNeeds
     #: ids that no text holds, for masks and the like: TokenizerConfig.extra_ids must be at least this.
     sentinels: int = 0
-    #: length of what an encoder reads, where that is not the row (sound beside a text), for counting FLOPs.
+    #: length of what an encoder reads, where that is not the row (sound, patches that are seen), for counting FLOPs.
     encoded_length: int | None = None
     #: whether a trained model continues text from left to right.
     generates: bool = False

@@ -66,10 +66,14 @@ class HiddenPatches(Examples):
         _, rows, columns = self.pictures.grid
         return int(rows * columns * (1 - self.ratio) + 1e-6)
 
+    @property
+    def encoded_length(self) -> int:
+        """Patches that the encoder reads."""
+        return self.pictures.grid[0] * self.seen_places
+
     def example_spec(self) -> dict[str, ArraySpec]:
-        times, rows, columns = self.pictures.grid
-        seen = times * self.seen_places
-        numbers = {"seen": seen, "hidden": times * rows * columns - seen}
+        seen = self.encoded_length
+        numbers = {"seen": seen, "hidden": int(np.prod(self.pictures.grid)) - seen}
         return self.pictures.spec() | {name: ArraySpec((n,), "int32", (None,)) for name, n in numbers.items()}
 
     def example(self, record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:

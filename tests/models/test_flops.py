@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tiny import CONFIG, model, packed_rows, params
 
+from pretrain.core.objective import ModelNeeds
 from pretrain.models.flops import count_flops
+from pretrain.models.vision_config import Predictor, Vision
 from pretrain.objectives.causal import Causal
 from pretrain.train.step import StepBuilder
 
@@ -43,6 +45,19 @@ def test_the_formula_counts_the_products_of_the_training_step(changes):
     counted = dot_flops(jax.make_jaxpr(jax.grad(loss))(params(config)).jaxpr)
     square = 2 * 2 * config.num_heads * config.query_dim * LENGTH * config.num_layers
     assert counted == 3 * LENGTH * (count_flops(config, LENGTH).training + 3 * square // 2)
+
+
+@pytest.mark.parametrize("vision", [{"pooling": "class"}, {"pooling": "mean", "frames": 4, "tube": 2}])
+def test_of_a_masked_autoencoder_what_is_seen_and_what_is_said_count(vision):
+    narrow = Predictor(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32)
+    vision = Vision(image_size=16, patch_size=4, channels=1, positions="sincos", predictor=narrow, **vision)
+    config = dataclasses.replace(CONFIG, architecture="vision", vision=vision)
+    needs = ModelNeeds(("vision",), backbone="masked_autoencoder")
+    seen, hidden = np.split(np.arange(vision.patches)[None], [vision.patches // 4], axis=1)
+    shape, name = ((1, 16, 16, 1), "images") if vision.frames == 1 else ((1, 4, 16, 16, 1), "frames")
+    paint = lambda values: model(config, needs).module(values)({name: np.zeros(shape, np.uint8)}, seen, hidden)  # noqa: E731
+    counted = dot_flops(jax.make_jaxpr(paint)(params(config, needs)).jaxpr)
+    assert counted == count_flops(config, 1, encoded=seen.size).forward < count_flops(config, 1).forward
 
 
 def test_recomputation_is_not_counted():

@@ -53,7 +53,7 @@ def test_seen_and_hidden_are_all_patches_and_of_a_film_the_same_at_all_times(blo
     film = {"frames": pixels(9, 4, 6, 1)}
     objective = MaskedPictures(FILMS, ratio=0.6, blocks=blocks)
     batch = batch_of(objective, *[film] * 5)
-    assert batch["seen"].shape == (5, 2 * 2) and batch["hidden"].shape == (5, 2 * 4)
+    assert batch["seen"].shape == (5, 2 * 2) and batch["hidden"].shape == (5, 2 * 4) and objective.encoded_length == 4
     both = np.sort(np.concatenate([batch["seen"], batch["hidden"]], axis=1), axis=1)
     np.testing.assert_array_equal(both, np.tile(np.arange(12), (5, 1)))
     np.testing.assert_array_equal(batch["hidden"][:, :4] + 6, batch["hidden"][:, 4:])  # 2 x 3 places
