@@ -3,10 +3,9 @@
     python benchmarks/masked_pictures.py --workdir=W [--objectives=masked,features] [--seeds=0,1,2] [--labels=0,100]
 
 Trains gin_configs/runs/digits_OBJECTIVE.gin for each seed (on one corpus and cache), and then a logistic regression
-on the mean of the encoder's hidden states: 64 numbers, as many as a digit has pixels. Beside it the same regression on
-these pixels and on the features of an encoder that was not trained. `--labels`: labelled digits of the training split
-that the regression gets, the first ones; 0 for all. Accuracies on the held-out digits are printed as one JSON object.
-Needs the extra [digits].
+on the mean of the encoder's hidden states. Beside it the same regression on a digit's 64 pixels and on the features of
+an encoder that was not trained. `--labels`: labelled digits of the training split that the regression gets, the first
+ones; 0 for all. Accuracies on the held-out digits are printed as one JSON object. Needs the extra [digits].
 """
 
 import argparse
