@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.curate.books import BookMatter
 
 # {folder: (first line, last line) of each stretch that is none of the work, from 1; None: to the end}
@@ -127,4 +128,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "book_matter"))

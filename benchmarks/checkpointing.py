@@ -13,12 +13,14 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
 import jax
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.core.memory import keep_freed_memory
 from pretrain.core.storage import Path
 from pretrain.core.trees import size
@@ -150,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "checkpointing"))

@@ -25,6 +25,7 @@ import gzip
 import json
 import random
 import shutil
+import sys
 import sysconfig
 import textwrap
 from collections import Counter
@@ -38,6 +39,7 @@ import pyarrow.parquet as pq
 
 from pretrain.core import config as gin_config
 from pretrain.core import storage
+from pretrain.core.errors import exit_code
 from pretrain.curate.documents import DOCUMENTS
 from pretrain.curate.recipe import Recipe, curate
 from pretrain.experiment import Experiment
@@ -266,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "curation_effect"))

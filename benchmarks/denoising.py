@@ -8,11 +8,13 @@ tokens of text corrupted a second, in one thread.
 """
 
 import argparse
+import sys
 import time
 
 import numpy as np
 from input_pipeline import Identity
 
+from pretrain.core.errors import exit_code
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
 from pretrain.data.loader import make_loader
@@ -69,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "denoising"))

@@ -13,6 +13,7 @@ to where all is well. Needs the extra [digits].
 import argparse
 import functools
 import json
+import sys
 import warnings
 
 import jax
@@ -21,6 +22,7 @@ from PIL import Image
 from sklearn.neural_network import MLPClassifier
 
 from pretrain.core.diffusion import PictureShape
+from pretrain.core.errors import exit_code
 from pretrain.core.storage import write_json
 from pretrain.core.video import joined
 from pretrain.data.cache import read_info
@@ -147,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "diffusion"))

@@ -11,11 +11,13 @@ held-out loss of each seed, and the least and greatest load of an expert, in any
 import argparse
 import itertools
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from pretrain.core.errors import exit_code
 from pretrain.experiment import Experiment
 from pretrain.sharding.placement import place_batch
 from pretrain.train.metrics import read_metrics
@@ -76,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "experts"))

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+from pretrain.core.errors import exit_code
 from pretrain.curate.code_rules import CodeRules, is_marked_generated
 from pretrain.curate.html_text import decode, read_page
 from pretrain.curate.languages import language_of
@@ -366,4 +367,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "extraction"))

@@ -11,12 +11,13 @@ nothing is given, nothing can be compared: PictureShape.given must be above 0.
 import argparse
 import functools
 import json
+import sys
 
 import jax
 import numpy as np
 from diffusion import checkpoints
 
-from pretrain.core.errors import check
+from pretrain.core.errors import check, exit_code
 from pretrain.core.storage import write_json
 from pretrain.core.video import cut, joined
 from pretrain.data.cache import read_info
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "film_diffusion"))

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pretrain.core.errors import exit_code
 from pretrain.curate.c4 import C4
 from pretrain.curate.fineweb import FineWebQuality
 from pretrain.curate.gopher_quality import GopherQuality
@@ -187,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "heuristics"))

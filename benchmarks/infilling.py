@@ -17,12 +17,14 @@ score the same tokens are apart, piece by piece. Arms may be trained one by one:
 import argparse
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
 from pretrain.data.documents import stored_tokens
@@ -223,4 +225,4 @@ def middles(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "infilling"))

@@ -24,6 +24,7 @@ import pyarrow as pa
 from judgement_material import Labelled
 from planted_pii import plant
 
+from pretrain.core.errors import exit_code
 from pretrain.curate.documents import DOCUMENTS
 from pretrain.curate.language import Language
 from pretrain.curate.perplexity import CLEAN as CLEAN_TEXT
@@ -394,4 +395,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "judgements"))

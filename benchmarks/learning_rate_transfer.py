@@ -23,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pretrain.core.console import say
+from pretrain.core.errors import exit_code
 from pretrain.experiment import Experiment
 from pretrain.train.metrics import read_metrics
 
@@ -134,4 +135,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "learning_rate_transfer"))

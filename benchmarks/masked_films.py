@@ -12,6 +12,7 @@ other half. `--labels`: labelled films that it gets; 0 for all. Prints one JSON 
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from masked_pictures import parser_of, pixels, trained
 from masked_sound import TEST, best_of
 
+from pretrain.core.errors import exit_code
 from pretrain.core.rng import device_key, host_rng
 from pretrain.core.storage import Path, write_json
 from pretrain.curate.digits import FASTEST, film, load_digits
@@ -90,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "masked_films"))

@@ -10,11 +10,13 @@ ones; 0 for all. Accuracies on the held-out digits are printed as one JSON objec
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.core.rng import device_key
 from pretrain.core.storage import Path, write_json
 from pretrain.data.cache import read_info
@@ -120,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "masked_pictures"))

@@ -12,6 +12,7 @@ variance that is explained is of the other half, and so are mean distances in pi
 """
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from masked_films import hidden_states
 from masked_pictures import parser_of, pixels, trained
 from world_model import UNSEEN
 
+from pretrain.core.errors import exit_code
 from pretrain.core.rng import device_key, host_rng
 from pretrain.core.storage import Path, write_json
 from pretrain.curate.pusht import World, play, policy
@@ -81,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "masked_robots"))

@@ -12,12 +12,14 @@ chosen on half of the test recordings, and the accuracy is of the other half. Pr
 import argparse
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from masked_pictures import trained
 
+from pretrain.core.errors import exit_code
 from pretrain.core.rng import device_key, host_rng
 from pretrain.core.sound import Waves, decode, padded
 from pretrain.core.storage import Path, write_json
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "masked_sound"))

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from pretrain.core.console import Progress
+from pretrain.core.errors import exit_code
 from pretrain.plan.fit import NAMES, fit_law
 from pretrain.plan.laws import ParametricLaw
 from pretrain.plan.points import Points, make_points
@@ -80,4 +81,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "scaling_coverage"))

@@ -12,11 +12,13 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import time
 
 import jax
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.core.memory import keep_freed_memory
 from pretrain.models.build import build_model
 from pretrain.models.config import TransformerConfig
@@ -101,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "statistics_cost"))

@@ -13,9 +13,11 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 from pretrain.core import config as gin_config
+from pretrain.core.errors import exit_code
 from pretrain.experiment import Experiment
 from pretrain.models.config import REMAT_NAMES, TransformerConfig
 from pretrain.models.flops import count_flops
@@ -156,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "weak_scaling"))

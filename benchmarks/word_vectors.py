@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.core.objective import Vocabulary
 from pretrain.core.rng import host_rng
 from pretrain.data.word_tokenizer import Words, count_words
@@ -132,4 +133,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "word_vectors"))

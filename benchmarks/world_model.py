@@ -11,10 +11,12 @@ policy and the learned one bring the block to its place. Needs the extra [robots
 import argparse
 import functools
 import json
+import sys
 
 import jax
 import numpy as np
 
+from pretrain.core.errors import exit_code
 from pretrain.core.storage import write_json
 from pretrain.curate.pusht import World, play, policy
 from pretrain.evaluate.rollout import act, psnr, rollout, side_by_side, write_animation
@@ -104,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, "world_model"))

@@ -16,7 +16,7 @@ from pretrain.checkpoints import CHECKPOINTS
 from pretrain.commands import PIPELINE, Command
 from pretrain.core import lifeline
 from pretrain.core.console import Forgiving
-from pretrain.core.errors import RunError, UserError
+from pretrain.core.errors import UserError, exit_code
 from pretrain.planning import PLANNING
 from pretrain.supervise import Supervisor
 
@@ -92,22 +92,15 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[0] in COMMANDS and any(word in ("--help", "-h") for word in arguments[1:]):
         print(command_usage(arguments[0]))
         return 0
-    try:
-        name, values, bindings = parse(arguments)
-        if not lifeline.attach() and getattr(values, "max_restarts", 0):
-            return Supervisor(arguments, values.max_restarts, values.workdir).run()
-        _quiet_libraries()
-        COMMANDS[name].run(values, bindings)
-    except UserError as error:  # gin adds lines about where it was called from
-        print(f"pretrain: {str(error).splitlines()[0]}", file=sys.stderr)
-        return error.exit_code
-    except RunError as error:
-        print(f"pretrain: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("pretrain: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    name, values, bindings = parse(arguments)
+    if not lifeline.attach() and getattr(values, "max_restarts", 0):
+        return Supervisor(arguments, values.max_restarts, values.workdir).run()
+    _quiet_libraries()
+    COMMANDS[name].run(values, bindings)
 
 
 def _quiet_libraries() -> None:

@@ -1,4 +1,7 @@
-"""Errors for people: what is wrong, where, and what to do. `main` turns them into one line and an exit code."""
+"""Errors for people: what is wrong, where, and what to do. `exit_code` turns them into one line and an exit code."""
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -21,3 +24,18 @@ def check(condition: bool, message: str) -> None:
     """Raises `UserError(message)` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def exit_code(work: Callable[[], int | None], name: str = "pretrain") -> int:
+    """What `work` returns, 0 for None; of an error for people its exit code, after one line that begins with `name`."""
+    try:
+        return work() or 0
+    except UserError as error:  # gin adds lines about where it was called from
+        print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return error.exit_code
+    except RunError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
