@@ -34,8 +34,11 @@ def _fits(value: Any, annotation: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in inner)
     if origin in (tuple, list, collections.abc.Sequence):
-        is_sequence = isinstance(value, list | tuple) and not isinstance(value, str)
-        return is_sequence and all(_fits(item, inner[0]) for item in value)
+        if not isinstance(value, list | tuple):
+            return False
+        if _has_places(origin, inner):
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return all(_fits(item, inner[0]) for item in value)
     if origin in (dict, collections.abc.Mapping):
         is_mapping = isinstance(value, collections.abc.Mapping)
         return is_mapping and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
@@ -44,6 +47,11 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return not isinstance(annotation, type) or isinstance(value, annotation)
+
+
+def _has_places(origin: Any, inner: tuple) -> bool:
+    """Whether each item has a type of its own: `tuple[int, float]`, not `tuple[int, ...]`."""
+    return origin is tuple and Ellipsis not in inner
 
 
 _NAMES = {
@@ -61,6 +69,8 @@ def _describe(annotation: Any) -> str:
         return "one of " + ", ".join(map(repr, inner))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(each) for each in inner)
+    if origin is not None and _has_places(origin, inner):
+        return f"{len(inner)} items: {', '.join(map(_describe, inner))}"
     if origin in (tuple, list, collections.abc.Sequence):
         return f"a list, each item {_describe(inner[0])}"
     if origin in (dict, collections.abc.Mapping):

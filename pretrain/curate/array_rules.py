@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pretrain.core.arrays import from_bytes
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate.documents import arrays_of
 from pretrain.curate.stages import DECISIONS, rejections
 
@@ -35,6 +36,7 @@ class ArrayRules:
     name: str = "array_rules"
 
     def __post_init__(self):
+        check_fields(self)
         for name, kind in self.arrays.items():
             check(
                 len(kind) == 2 and isinstance(kind[0], str), f"ArrayRules.arrays: {name}: write ('float32', (None, 2))"

@@ -14,6 +14,7 @@ import gin
 import msgspec
 
 from pretrain.core.errors import UserError, check
+from pretrain.core.fields import check_fields
 from pretrain.curate.inputs import InputFile, find_files
 from pretrain.curate.readers import split_lines
 
@@ -37,6 +38,7 @@ class BenchmarkFields:
     layout: str | None = None
 
     def __post_init__(self):
+        check_fields(self)
         object.__setattr__(self, "text", (self.text,) if isinstance(self.text, str) else tuple(self.text))
         known = " ".join([*LAYOUTS, FIELDS])
         check(

@@ -15,6 +15,7 @@ import gin
 import pyarrow as pa
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile
 from pretrain.curate.readers import TEXT_UNITS, Fields
@@ -119,6 +120,7 @@ class BookMatter:
     name: str = "book_matter"
 
     def __post_init__(self):
+        check_fields(self)
         check(self.min_entries >= 1, f"BookMatter.min_entries must be at least 1, not {self.min_entries}")
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:

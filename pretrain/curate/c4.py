@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pretrain.core import storage
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import lines, marks
 from pretrain.curate.checks import Checks, in_parts
 from pretrain.curate.lines import Lines, to_numpy
@@ -57,6 +58,7 @@ class C4:
     name: str = "c4"
 
     def __post_init__(self):
+        check_fields(self)
         for rule in ("min_words_per_line", "max_word_characters", "min_sentences"):
             check(getattr(self, rule) >= 0, f"C4.{rule} must be at least 0, not {getattr(self, rule)}")
         if self.bad_words:

@@ -13,6 +13,7 @@ import gin
 import pyarrow as pa
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate.stages import DECISIONS, rejections
 
 HEADER_CHARACTERS, HEADER_LINES = 2_500, 40
@@ -81,6 +82,7 @@ class CodeRules:
     name: str = "code_rules"
 
     def __post_init__(self):
+        check_fields(self)
         check(self.max_mean_line > 0, f"CodeRules.max_mean_line must be positive, not {self.max_mean_line}")
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:

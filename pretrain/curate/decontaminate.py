@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pretrain.core import storage
 from pretrain.core.errors import RunError, check
+from pretrain.core.fields import check_fields
 from pretrain.curate import leak_report
 from pretrain.curate.benchmark_files import BenchmarkFields, Item, load_items
 from pretrain.curate.hashing import KEY_BYTES, from_binary, mix, to_binary
@@ -68,6 +69,7 @@ class Decontaminate:
     name: str = "decontaminate"
 
     def __post_init__(self):
+        check_fields(self)
         check(bool(self.against), "Decontaminate.against names no benchmark; give --decontaminate_against=…")
         object.__setattr__(self, "against", (self.against,) if isinstance(self.against, str) else tuple(self.against))
         limits = 1 <= self.min_words <= self.ngram

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pretrain.core.fields import check_fields
 from pretrain.curate.hashing import KEY_BYTES, from_binary
 from pretrain.curate.stages import DECISIONS, rejections
 
@@ -43,6 +44,9 @@ class ExactDedup:
     """Keyed stage that rejects all documents but one of each set of equal texts."""
 
     name: str = "exact_dedup"
+
+    def __post_init__(self):
+        check_fields(self)
 
     def key(self, documents: pa.RecordBatch) -> pa.Table:
         """One row a document: the hash of its normalised text."""
@@ -72,6 +76,9 @@ class UrlDedup:
 
     field: str = "url"
     name: str = "url_dedup"
+
+    def __post_init__(self):
+        check_fields(self)
 
     def key(self, documents: pa.RecordBatch) -> pa.Table:
         """A row a document that has a URL."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pretrain.core.fields import check_fields
 from pretrain.curate import lines, marks
 from pretrain.curate.checks import Checks, check_fractions, in_parts
 from pretrain.curate.lines import to_numpy
@@ -37,6 +38,7 @@ class FineWebQuality:
     name: str = "fineweb"
 
     def __post_init__(self):
+        check_fields(self)
         check_fractions(self, "min_punctuated_lines", "max_short_lines", "max_repeated_line_characters")
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:

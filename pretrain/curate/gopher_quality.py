@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import lines, marks
 from pretrain.curate.checks import Checks, check_fractions, in_parts
 from pretrain.curate.lines import to_numpy
@@ -53,6 +54,7 @@ class GopherQuality:
     name: str = "gopher_quality"
 
     def __post_init__(self):
+        check_fields(self)
         check(0 <= self.min_words <= self.max_words, "GopherQuality: min_words must lie in 0 … max_words")
         check_fractions(self, "max_bullet_lines", "max_ellipsis_lines", "min_alphabetic_words")
         many = self.min_stop_words > len(self.stop_words)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import lines
 from pretrain.curate.checks import Checks, check_fractions, in_parts
 from pretrain.curate.lines import Lines, to_numpy
@@ -46,6 +47,7 @@ class GopherRepetition:
     name: str = "gopher_repetition"
 
     def __post_init__(self):
+        check_fields(self)
         check_fractions(self, "max_repeated_paragraphs", "max_repeated_paragraph_characters")
         check_fractions(self, "max_repeated_lines", "max_repeated_line_characters")
         for rule in ("max_top_ngrams", "max_repeated_ngrams"):

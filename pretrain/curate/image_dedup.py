@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.core.images import BrokenImage, decode, resize
 from pretrain.curate.documents import arrays_of
 from pretrain.curate.hashing import KEY_BYTES
@@ -51,6 +52,7 @@ class ImageDedup:
     name: str = "image_dedup"
 
     def __post_init__(self):
+        check_fields(self)
         check(0 <= self.distance <= 15, f"ImageDedup.distance must be from 0 to 15, not {self.distance}")
 
     def key(self, documents: pa.RecordBatch) -> pa.Table:

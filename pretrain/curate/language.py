@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import fasttext_models
 from pretrain.curate.judgement import DIGITS, DROP, check_action, check_fraction, sample
 from pretrain.curate.stages import rejections, tags
@@ -47,6 +48,7 @@ class Language:
     name: str = "language"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("Language", self.action)
         check_fraction("Language", "threshold", self.threshold)
         check(self.sample_characters >= 1, f"Language.sample_characters must be positive, not {self.sample_characters}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import gin
 import pyarrow as pa
 
+from pretrain.core.fields import check_fields
 from pretrain.curate.stages import DECISIONS, rejections
 
 HEADER_CHARACTERS = 6_000  # a source file's own licence stands at its top
@@ -275,6 +276,9 @@ class Licences:
     allowed: Sequence[str] = PERMISSIVE_LICENCES
     keep_unknown: bool = False
     name: str = "licences"
+
+    def __post_init__(self):
+        check_fields(self)
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:
         """Rules `licence` (known and not allowed) and `unknown_licence`."""

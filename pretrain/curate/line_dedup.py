@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate.exact_dedup import KEY_BYTES, normalise
 from pretrain.curate.hashing import from_binary
 from pretrain.curate.stages import DECISIONS, rejections, replacements
@@ -50,6 +51,7 @@ class LineDedup:
     name: str = "line_dedup"
 
     def __post_init__(self):
+        check_fields(self)
         check(self.unit in UNITS, f"LineDedup.unit must be line or paragraph, not {self.unit!r}")
         check(self.min_characters >= 1, f"LineDedup.min_characters must be at least 1, not {self.min_characters}")
         check(self.min_left >= 0, f"LineDedup.min_left must not be negative: {self.min_left}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import gin
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 
 MAX_EPOCHS = 4
 
@@ -37,6 +38,7 @@ class MixturePlan:
     bytes_per_token: float = 4.0
 
     def __post_init__(self):
+        check_fields(self)
         for name in ("tokens", "temperature", "bytes_per_token"):
             value = getattr(self, name)
             check(value is None or value > 0, f"MixturePlan.{name} must be positive, not {value}")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import minhash
 from pretrain.curate.documents import text_bytes
 from pretrain.curate.hashing import KEY_BYTES, from_binary, row_keys, to_binary
@@ -56,6 +57,7 @@ class NearDedup:
     name: str = "near_dedup"
 
     def __post_init__(self):
+        check_fields(self)
         for attribute in ("ngram", "bands", "rows"):
             check(getattr(self, attribute) >= 1, f"NearDedup.{attribute} must be at least 1")
         check(0 <= self.min_similarity < 1, f"NearDedup.min_similarity must lie in 0 … 1, not {self.min_similarity}")

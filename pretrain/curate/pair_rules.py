@@ -137,8 +137,8 @@ class PairScore:
     name: str = "pair_score"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("PairScore", self.action)
-        check(self.scorer is None or isinstance(self.scorer, PairScorer), "PairScore.scorer has no method `score`")
 
     def decide(self, documents: pa.RecordBatch) -> pa.Table:
         """Tags with what a scorer says, and rejects or flags."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core.errors import RunError, check
+from pretrain.core.fields import check_fields
 from pretrain.curate import byte_ngrams
 from pretrain.curate.judgement import DIGITS, DROP, TAG, check_action, check_fraction, in_languages, sample
 from pretrain.curate.stages import rejections, tags
@@ -57,6 +58,7 @@ class PerplexityFilter:
     name: str = "perplexity"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("PerplexityFilter", self.action)
         check_fraction("PerplexityFilter", "head", self.head)
         check_fraction("PerplexityFilter", "head + middle", self.head + self.middle)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import pii_numbers, pii_secrets
 from pretrain.curate.stages import DECISIONS, replacements
 
@@ -68,6 +69,7 @@ class Pii:
     name: str = "pii"
 
     def __post_init__(self):
+        check_fields(self)
         unknown = sorted(set(self.kinds) - set(KINDS))
         check(not unknown, f"Pii.kinds: {unknown} unknown; there are {' '.join(KINDS)}")
         pii_numbers.check_regions(self.phone_regions)

@@ -11,6 +11,7 @@ import gin
 import pyarrow as pa
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate import fasttext_models
 from pretrain.curate.fasttext_models import BELOW, Classifier
 from pretrain.curate.judgement import DROP, check_action, check_fraction
@@ -41,6 +42,7 @@ class QualityClassifier:
     name: str = "quality"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("QualityClassifier", self.action)
         check_fraction("QualityClassifier", "threshold", self.threshold)
         missing = "QualityClassifier needs two corpora: set QualityClassifier.good and QualityClassifier.random"
@@ -81,6 +83,7 @@ class FastTextQuality:
     name: str = "fasttext_quality"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("FastTextQuality", self.action)
         check_fraction("FastTextQuality", "threshold", self.threshold)
         check(bool(self.model), "FastTextQuality needs a model: set FastTextQuality.model to a .bin or .ftz file")

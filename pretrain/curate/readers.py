@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pretrain.core.arrays import to_bytes
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate.documents import Record, Unreadable
 from pretrain.curate.inputs import InputFile, open_stream, read_chunks, zstd
 
@@ -55,6 +56,7 @@ class Fields:
     instruction_bytes: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         known = " ".join(TEXT_UNITS)
         check(self.text_unit in TEXT_UNITS, f"Fields.text_unit must be one of {known}, not {self.text_unit!r}")
         check(self.max_record_bytes > 0, f"Fields.max_record_bytes must be positive, not {self.max_record_bytes}")

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pretrain.core import storage
 from pretrain.core.console import say
 from pretrain.core.errors import UserError, check
+from pretrain.core.fields import check_fields
 from pretrain.curate import beam_engine, datasheet, workspace
 from pretrain.curate import engine as local_engine
 from pretrain.curate.decontaminate import Decontaminate
@@ -66,14 +67,15 @@ class Recipe:
     mixture: MixturePlan = dataclasses.field(default_factory=MixturePlan)
 
     def __post_init__(self):
+        check_fields(self)
         check(bool(self.input), "Recipe.input is empty; give a path, a glob, a folder or 'python'")
         for name in ("validation_fraction", "max_unreadable"):
             check(0 <= getattr(self, name) <= 1, f"Recipe.{name} must lie in 0 … 1, not {getattr(self, name)}")
         check(self.shards is None or self.shards >= 1, f"Recipe.shards must be at least 1, not {self.shards}")
         check(bool(re.fullmatch(r"[\w.-]+", self.source)), f"Recipe.source must be a plain name, not {self.source!r}")
         for stage in self.stages:
-            known = isinstance(stage, (MapStage, KeyedStage, FittedStage)) and dataclasses.is_dataclass(stage)
-            check(known and not isinstance(stage, type), f"Recipe.stages: {stage!r} is no stage; write @Name()")
+            made = dataclasses.is_dataclass(stage) and not isinstance(stage, type)
+            check(made, f"Recipe.stages: {stage!r} is no stage; write @Name()")
         names = ["read", *(stage.name for stage in self.stages)]
         repeated = [name for name, count in Counter(names).items() if count > 1]
         check(not repeated, f"Recipe.stages: the name {repeated[:1]} is used twice; set the stage's `name`")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pretrain.core.errors import check
+from pretrain.core.fields import check_fields
 from pretrain.curate.stages import rejections
 
 # Control characters but tab, line feed, form feed and carriage return; what decoders put for bytes they cannot read.
@@ -38,6 +39,7 @@ class TextRules:
     name: str = "text_rules"
 
     def __post_init__(self):
+        check_fields(self)
         check(
             0 <= self.min_characters <= self.max_characters,
             f"TextRules: min_characters ({self.min_characters}) must lie in 0 … max_characters ({self.max_characters})",

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pretrain.core import storage
 from pretrain.core.errors import UserError, check
+from pretrain.core.fields import check_fields
 from pretrain.curate import fasttext_models
 from pretrain.curate.fasttext_models import ABOVE, Classifier, Training
 from pretrain.curate.judgement import DIGITS, DROP, check_action, check_fraction, judged, languages
@@ -48,6 +49,7 @@ class ToxicWords:
     name: str = "toxic_words"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("ToxicWords", self.action)
         check_fraction("ToxicWords", "threshold", self.threshold)
 
@@ -129,6 +131,7 @@ class ToxicityClassifier:
     name: str = "toxicity"
 
     def __post_init__(self):
+        check_fields(self)
         check_action("ToxicityClassifier", self.action)
         check_fraction("ToxicityClassifier", "threshold", self.threshold)
         missing = "ToxicityClassifier needs two corpora: set ToxicityClassifier.toxic and ToxicityClassifier.clean"

@@ -37,6 +37,7 @@ class AdaGC:
     absolute: float = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         _check(self, ("relative", "absolute"))
 
     def transform(self) -> optax.GradientTransformation:
@@ -91,6 +92,7 @@ class ZClip:
     warmup: int = 25
 
     def __post_init__(self):
+        check_fields(self)
         _check(self, ("threshold",))
         check(self.warmup >= 2, f"ZClip.warmup must be >= 2 steps, got {self.warmup}")
 

@@ -325,7 +325,7 @@ def test_a_group_field_keeps_documents_together(tmp_path):
         ({"shards": 0}, "shards must be at least 1"),
         ({"source": "a/b"}, "plain name"),
         ({"stages": (ExactDedup, TextRules())}, "write @Name"),
-        ({"stages": ("rules",)}, "no stage"),
+        ({"stages": ("rules",)}, "a list, each item @MapStage"),
         ({"stages": (TextRules(), TextRules())}, "used twice"),
         ({"stages": (TextRules(name="read"),)}, "used twice"),
     ],

@@ -163,7 +163,7 @@ def test_a_scorer_of_one_s_own():
         ("0", "brightness", 10.0), ("1", "brightness", 200.0), ("0", "low_brightness", 10.0),
     }  # fmt: skip
     assert not stage.decide(documents([])).num_rows
-    with pytest.raises(UserError, match="no method `score`"):
+    with pytest.raises(UserError, match=r"PairScore.scorer must be @PairScorer\(\)"):
         PairScore(scorer=object())
 
 
