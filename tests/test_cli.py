@@ -81,7 +81,8 @@ def test_mistakes_on_the_command_line(capfd, arguments, says):
         ("TransformerConfig.num_heads=5", "multiple"),
         ("MeshConfig.data=3", "does not fit"),
         ("Training.microbatches=3", "multiple"),
-        ("Recipe.max_unreadable='x'", "gin gives a value of a wrong kind: '<=' not supported"),
+        ("Recipe.max_unreadable='x'", "Recipe.max_unreadable must be a number; got 'x'"),
+        ("Experiment.data=3", "gin gives a value of a wrong kind: "),
     ],
 )
 def test_mistakes_in_bindings(capfd, tmp_path, tiny_cache, binding, says):
