@@ -293,13 +293,15 @@ def loss_and_gradients(objective: Objective, params: dict, arrays: Batch, **chan
     return {name: (float(t.sum), float(t.weight), t.coefficient) for name, t in terms.items()}, grads
 
 
-def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict], rtol: float = 2e-5) -> None:
-    """Equal terms and gradients, to rounding of float32 sums in another order."""
+def assert_same(
+    found: tuple[dict, dict], expected: tuple[dict, dict], rtol: float = 2e-5, slopes: float | None = None
+) -> None:
+    """Equal terms and gradients, to rounding of float32 sums in another order; `slopes`: gradients', if not `rtol`."""
     assert found[0].keys() == expected[0].keys()
     for name, values in expected[0].items():
         np.testing.assert_allclose(found[0][name], values, rtol=rtol, err_msg=name)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=rtol * np.abs(b).max() + 1e-9),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=(slopes or rtol) * np.abs(b).max() + 1e-9),
         found[1],
         expected[1],
     )

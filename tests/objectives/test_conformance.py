@@ -130,13 +130,19 @@ def test_weights_are_of_the_batch_alone(objective):
     assert all((slope == 0).all() for slope in jax.tree.leaves(slopes))
 
 
+# Sines up to 32 pi of a computed state: on one device, to change all parameters by 6e-8 moves gradients by 2.8e-5; with
+# JAX 0.12 by 2.3e-5 beyond what `assert_same` leaves each element, and accumulation by 2.6e-5.
+ROUNDING = {"NextFrame": 1e-4}
+
+
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_accumulated_microbatches_are_the_whole_batch(objective, plain, microbatches):
     arrays = batch(objective)
     for name in [name for name in arrays if name.endswith("weights")]:
         parts = arrays[name].reshape(4 // microbatches, microbatches, -1).sum((0, 2))
         assert len(set(parts)) > 1, f"a mean of means of {name} would pass"
-    assert_same(loss_and_gradients(objective, params_of(objective), arrays, microbatches=microbatches), plain)
+    found = loss_and_gradients(objective, params_of(objective), arrays, microbatches=microbatches)
+    assert_same(found, plain, slopes=ROUNDING.get(type(objective).__name__))
 
 
 @pytest.mark.parametrize("chunks", [2, 8])
@@ -173,10 +179,6 @@ def test_overfits_one_batch(objective):
     losses = np.asarray(fit(jax.jit(model_of(objective).init)(jax.random.key(0))))
     assert losses[0] > FIRST_LOSS.get(type(objective).__name__, 3)
     assert losses[-1] < max(0.02, losses[0] / 1000), losses[::20]  # ELECTRA counts its second term fifty times
-
-
-# Sines up to 32 pi of a computed state: on one device, to change all parameters by 6e-8 moves gradients by 2.8e-5.
-ROUNDING = {"NextFrame": 1e-4}
 
 
 def test_one_device_is_eight_devices(eight_devices):
