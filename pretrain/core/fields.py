@@ -13,7 +13,7 @@ def check_fields(config: Any) -> None:
     """Checks every field of a dataclass that is annotated with plain types.
 
     Understands int, float (whole numbers too, not NaN), str, bool, None, Literal, unions, and sequences and mappings
-    of these, and classes; any other annotation accepts everything.
+    of these, tuples with a type for each place, and classes; any other annotation accepts everything.
 
     Raises:
         UserError: a value does not fit its annotation.
@@ -69,7 +69,7 @@ def _describe(annotation: Any) -> str:
         return "one of " + ", ".join(map(repr, inner))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(each) for each in inner)
-    if origin is not None and _has_places(origin, inner):
+    if _has_places(origin, inner):
         return f"{len(inner)} items: {', '.join(map(_describe, inner))}"
     if origin in (tuple, list, collections.abc.Sequence):
         return f"a list, each item {_describe(inner[0])}"
