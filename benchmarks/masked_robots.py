@@ -26,7 +26,7 @@ from pretrain.core.storage import Path, write_json
 from pretrain.curate.pusht import World, play, policy
 from pretrain.evaluate.matching import explained, linear_regression
 
-EPISODES = {"train": range(UNSEEN + 20_000, UNSEEN + 21_000), "test": range(UNSEEN + 40_000, UNSEEN + 40_500)}
+EPISODES = {"train": range(UNSEEN + 120_000, UNSEEN + 121_000), "test": range(UNSEEN + 140_000, UNSEEN + 140_500)}
 FILMS = {"train": 4, "test": 2}  # of each of them
 STEPS = 24  # of an episode
 PENALTIES = 10.0 ** np.arange(-6, 2)
